@@ -1,0 +1,60 @@
+"""Random crop and flip, each image its own, on a whole uint8 batch where it lies; and the centre crop for testing."""
+
+import torch
+from torch import Tensor
+
+# The paper does not say how pixels are normalised; these are ImageNet's, which its pretrained weights expect.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def crop_size(image_size: int) -> int:
+    """Side of the crop, in pixels: the paper's 224 of 256, in proportion."""
+    return image_size * 7 // 8
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W), C = 1 or 3, to float32 (B, 3, H, W) with ImageNet's mean and standard deviation."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] * 255 for v in (MEAN, STD))
+    return (images.float() - mean) / std  # one grey channel broadcasts to three
+
+
+def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """A random square crop and a random horizontal flip of each image.
+
+    Parameters
+    ----------
+    images : Tensor, uint8, (B, C, H, W)
+        On any device; the crops are made there.
+    crop : int
+        Side of the crop in pixels, at most H and W.
+    generator : torch.Generator
+        On the CPU, so that a seed draws the same crops whatever the device.
+
+    Returns
+    -------
+    Tensor, uint8, (B, C, crop, crop)
+
+    Raises
+    ------
+    ValueError
+        If the images are smaller than the crop.
+    """
+    n, channels, height, width = images.shape
+    if crop > height or crop > width:
+        raise ValueError(f"cannot crop {crop}×{crop} from images of {height}×{width}; use a larger image size")
+    top = torch.randint(height - crop + 1, (n, 1), generator=generator)
+    left = torch.randint(width - crop + 1, (n, 1), generator=generator)
+    flip = torch.rand(n, 1, generator=generator) < 0.5
+    span = torch.arange(crop)
+    rows = (top + span).to(images.device)
+    columns = (left + torch.where(flip, crop - 1 - span, span)).to(images.device)
+    index = torch.arange(n, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[None, :, None, None]
+    return images[index, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def center_crop(images: Tensor, crop: int) -> Tensor:
+    """The central `crop`×`crop` pixels of images (B, C, H, W)."""
+    top, left = (images.shape[2] - crop) // 2, (images.shape[3] - crop) // 2
+    return images[:, :, top : top + crop, left : left + crop]

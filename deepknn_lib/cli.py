@@ -1,0 +1,110 @@
+"""The command line: `python -m deepknn_lib notebooks | datasets | run | grid`. Argument parsing only."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; kept apart so that the README's commands can be checked against it."""
+    from deepknn_lib import pipeline
+    from deepknn_lib.runs import METHODS, PROFILES
+
+    parser = argparse.ArgumentParser(prog="python -m deepknn_lib", description="Deep kNN, reproduced.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    notebooks = commands.add_parser("notebooks", help="run the notebooks in order (what run_all.sh does)")
+    pipeline.add_arguments(notebooks)
+
+    commands.add_parser("datasets", help="list the data sets and whether each is there")
+
+    run = commands.add_parser("run", help="train and judge one method once")
+    grid = commands.add_parser(
+        "grid", help="train and judge all methods, seeds and both splits; resumes where it stopped"
+    )
+    for command in (run, grid):
+        command.add_argument(
+            "--dataset", default="lesions", help="lesions, skin7 or folder:PATH (default: %(default)s)"
+        )
+        command.add_argument("--profile", default="demo", choices=PROFILES, help="settings (default: %(default)s)")
+        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    run.add_argument("--method", required=True, choices=METHODS)
+    run.add_argument("--split", default="paper", choices=("paper", "grouped"))
+    run.add_argument("--fold", type=int, help="1 to 5, the fold to test on (default: 1)")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--backbone", help="small-resnet or a timm model, such as resnet50 (default: the profile's)")
+    run.add_argument("--epochs", type=int, help="default: the profile's")
+    run.add_argument(
+        "--weights", metavar="FILE", help="safetensors file, 'imagenet' or 'none' (default: the profile's)"
+    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="also copy run.json, history.csv, features.npz and "
+                     "model.safetensors there")  # fmt: skip
+    grid.add_argument("--methods", help="comma-separated (default: all)")
+    grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
+    grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 2 when it could not be meant, with one line that says why."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _notebooks(arguments: argparse.Namespace) -> int:
+    from deepknn_lib import pipeline
+
+    return pipeline.run(arguments)
+
+
+def _datasets(_: argparse.Namespace) -> int:
+    from deepknn_lib.datasets import available
+
+    for name, state in available().items():
+        print(f"{name:<10} {state}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from deepknn_lib import tables
+    from deepknn_lib.experiments import execute, folder_of
+    from deepknn_lib.runs import make_run
+
+    given = {name: getattr(arguments, name) for name in ("split", "fold", "seed", "backbone", "epochs", "weights")}
+    run = make_run(
+        arguments.dataset, arguments.method, arguments.profile, **{n: v for n, v in given.items() if v is not None}
+    )
+    result = execute(run, arguments.device)
+    if arguments.out:
+        shutil.copytree(folder_of(run), arguments.out, dirs_exist_ok=True)
+    rows = tables.results_table([result])[["k_predict", "acc", "mcr", "rs"]]
+    print(json.dumps({"run": run.key, "scores": rows.to_dict("records")}))
+    return 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    from deepknn_lib import tables
+    from deepknn_lib.experiments import execute_all
+    from deepknn_lib.runs import grid
+    from deepknn_lib.storage import whole_file
+
+    options = {}
+    if arguments.methods:
+        options["methods"] = arguments.methods.split(",")
+    if arguments.seeds:
+        options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
+    results = execute_all(grid(arguments.dataset, arguments.profile, **options), arguments.device)
+    if arguments.out:
+        with whole_file(arguments.out) as temporary:
+            tables.results_table(results).to_csv(temporary, index=False, float_format="%.6g")
+    print(tables.markdown(tables.readable(tables.summary(results))))
+    return 0
+
+
+COMMANDS = {"notebooks": _notebooks, "datasets": _datasets, "run": _run, "grid": _grid}

@@ -1,0 +1,105 @@
+"""Accuracy, mean class recall and the recall of one class; how sure we are of them; and of a difference.
+
+All are plain numpy. Where a test set holds several images of one lesion or patient, these are not independent:
+the bootstrap draws whole groups.
+"""
+
+import numpy as np
+
+
+def class_recalls(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
+    """Share of each class's images that were predicted right: float64 (n_classes,), NaN for a class without any."""
+    hits = np.bincount(labels[labels == predictions], minlength=n_classes)
+    counts = np.bincount(labels, minlength=n_classes)
+    return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+
+
+def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int, smallest: int) -> dict[str, float]:
+    """The paper's three measures, in per cent.
+
+    Parameters
+    ----------
+    labels, predictions : ndarray, integer, (N,)
+    n_classes : int
+    smallest : int
+        The class whose recall is RS: the one with the fewest images in the whole set.
+
+    Returns
+    -------
+    dict
+        `acc` (overall accuracy), `mcr` (mean class recall over the classes present), `rs`.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in shape or are empty.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    if labels.shape != predictions.shape or labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(
+            f"need as many predictions as labels and at least one, got {labels.shape}, {predictions.shape}"
+        )
+    recalls = class_recalls(labels, predictions, n_classes)
+    return {
+        "acc": 100 * float(np.mean(labels == predictions)),
+        "mcr": 100 * float(np.nanmean(recalls)),
+        "rs": 100 * float(recalls[smallest]),
+    }
+
+
+def bootstrap(
+    labels: np.ndarray,
+    correct: np.ndarray,
+    n_classes: int,
+    smallest: int,
+    groups: np.ndarray | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Bootstrap distribution of Acc, MCR and RS over test sets that could have been drawn.
+
+    Within each class whole groups (lesions, patients) are drawn with replacement, so that every class stays
+    present and the views of one lesion stay together.
+
+    Parameters
+    ----------
+    labels : ndarray, integer, (N,)
+    correct : ndarray, float, (N,)
+        1 where the prediction is right, else 0; the mean over seeds for a method run several times; the
+        difference of two methods' values, image by image, for a *paired* comparison.
+    n_classes, smallest : int
+    groups : ndarray, (N,), optional
+        The lesion or patient of each image; default: every image its own.
+    draws, seed : int
+
+    Returns
+    -------
+    dict of ndarray, float64, (draws,)
+        `acc`, `mcr`, `rs` in per cent (or in points, for a difference).
+    """
+    labels, correct = np.asarray(labels), np.asarray(correct, dtype=np.float64)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    rng = np.random.default_rng(seed)
+    hits, sizes = np.zeros((n_classes, draws)), np.zeros((n_classes, draws))
+    for c in range(n_classes):
+        members = labels == c
+        if not members.any():
+            continue
+        _, group = np.unique(groups[members], return_inverse=True)
+        n_groups = group.max() + 1
+        times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)  # how often each is drawn
+        hits[c] = times @ np.bincount(group, weights=correct[members], minlength=n_groups)
+        sizes[c] = times @ np.bincount(group, minlength=n_groups)
+    recalls = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
+    return {
+        "acc": 100 * hits.sum(0) / sizes.sum(0),
+        "mcr": 100 * np.nanmean(recalls, axis=0),
+        "rs": 100 * recalls[smallest],
+    }
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The central `level` of a bootstrap distribution (percentile interval)."""
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,221 @@
+"""Neighbours: mined inside a batch for the loss, searched in the gallery for the vote.
+
+Both searches return indices and carry no gradient; the paper puts it so: "the search process is not involved
+in the derivative of extractor parameters" (Section 2.2).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Neighbors(NamedTuple):
+    """The K nearest positives and M nearest negatives of every anchor, nearest first.
+
+    Attributes
+    ----------
+    positive : Tensor, int64, (B, K)
+        Row i: batch indices of the images of i's class nearest to i, without i itself (the paper's y_k).
+    negative : Tensor, int64, (B, M)
+        Row i: batch indices of the images of other classes nearest to i (the paper's z_m).
+    positive_valid, negative_valid : Tensor, bool, (B, K) and (B, M)
+        False where the batch holds fewer than K positives or M negatives; the index there is 0 and means nothing.
+    """
+
+    positive: Tensor
+    negative: Tensor
+    positive_valid: Tensor
+    negative_valid: Tensor
+
+
+@torch.no_grad()
+def batch_distances(features: Tensor) -> Tensor:
+    """Euclidean distances between all pairs of a batch, to rank them by: float32 or float64 (B, B), no gradient.
+
+    From one matrix product, centred so that little cancels. Good for finding neighbours; between near-duplicates
+    only about right, so the losses measure the few distances they need again, from differences.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        if len(features) == 0:
+            return features.new_zeros(0, 0)
+        return torch.cdist(features - features.mean(0), features - features.mean(0))
+
+
+def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
+    """Raise ValueError when a batch of features, its labels or a neighbour count cannot be meant."""
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(
+            f"features must be floating point of shape (B, D), got {features.dtype} {tuple(features.shape)}; "
+            "flatten feature maps first, e.g. by global average pooling"
+        )
+    if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(features):
+        raise ValueError(
+            f"labels must be {len(features)} integers, one a feature row, got {labels.dtype} {tuple(labels.shape)}"
+        )
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Column indices of the `count` smallest allowed distances a row, padded to `count`, and which are real."""
+    found = min(count, distances.shape[1])
+    values, indices = distances.masked_fill(~allowed, torch.inf).topk(found, largest=False)
+    valid = allowed.gather(1, indices) & ~values.isinf()
+    indices = indices.masked_fill(~valid, 0)
+    padding = (0, count - found)
+    return torch.nn.functional.pad(indices, padding), torch.nn.functional.pad(valid, padding)
+
+
+@torch.no_grad()
+def mine(distances: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
+    """Neighbours of every anchor from its batch's distance matrix; see `batch_neighbors`."""
+    same = labels[:, None] == labels[None, :]
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive, positive_valid = _nearest(distances, same & ~itself, k)
+    negative, negative_valid = _nearest(distances, ~same, m)
+    return Neighbors(positive, negative, positive_valid, negative_valid)
+
+
+@torch.no_grad()
+def batch_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5) -> Neighbors:
+    """K nearest images of the same class and M nearest of other classes, inside a batch (Fig. 1, right).
+
+    Parameters
+    ----------
+    features : Tensor, floating point, (B, D)
+    labels : Tensor, integer, (B,)
+    k, m : int
+        The paper's K and M; at least 1.
+
+    Returns
+    -------
+    Neighbors
+        Indices into the batch, nearest first, with masks where there are too few.
+
+    Raises
+    ------
+    ValueError
+        If a shape, a dtype or a count is off.
+    """
+    check_batch(features, labels, k=k, m=m)
+    return mine(batch_distances(features), labels, k, m)
+
+
+@torch.no_grad()
+def nearest_neighbors(
+    queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 1024, exclude_self: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Exact Euclidean k-nearest-neighbour search.
+
+    Candidates come from a matrix product (fast, but blurred between near-duplicates); the best of them, with
+    some to spare, are then measured again from differences and sorted, so the distances returned are true ones.
+
+    Parameters
+    ----------
+    queries : Tensor, floating point, (Q, D)
+    gallery : Tensor, floating point, (G, D)
+    k : int
+        Neighbours a query; 1 <= k <= G (G − 1 with `exclude_self`).
+    chunk : int
+        Queries at a time, and 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory.
+    exclude_self : bool
+        For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
+
+    Returns
+    -------
+    distances : Tensor, float32 or float64, (Q, k)
+        Ascending. Equal distances keep the order of the gallery.
+    indices : Tensor, int64, (Q, k)
+        Rows of the gallery.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, a feature is not finite, or the gallery holds fewer than k rows.
+    """
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"queries (Q, D) and gallery (G, D) must share D, got {tuple(queries.shape)}, {tuple(gallery.shape)}"
+        )
+    available = len(gallery) - int(exclude_self)
+    if not 1 <= k <= available:
+        raise ValueError(f"k={k} neighbours asked of a gallery that has {available}; choose 1 <= k <= {available}")
+    if exclude_self and len(queries) != len(gallery):
+        raise ValueError(f"exclude_self needs queries to be the gallery, got {len(queries)} and {len(gallery)} rows")
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
+    queries, gallery = queries.to(dtype), gallery.to(dtype)
+    if not (queries.isfinite().all() and gallery.isfinite().all()):
+        raise ValueError("features hold NaN or infinity; a run that diverged has no neighbours (lower its lr)")
+
+    center = gallery.mean(0)  # near the origin the matrix product cancels least
+    centered = gallery - center
+    norms = centered.square().sum(1)
+    spare = min(k + 8, available)
+    distances, indices = [], []
+    for first in range(0, len(queries), chunk):
+        block = queries[first : first + chunk]
+        rows = torch.arange(first, first + len(block), device=block.device)
+        best_value = block.new_empty(len(block), 0)
+        best_index = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
+        for start in range(0, len(gallery), 16 * chunk):
+            stop = min(start + 16 * chunk, len(gallery))
+            scores = torch.addmm(norms[start:stop], block - center, centered[start:stop].T, alpha=-2)
+            if exclude_self:
+                mine_here = (rows >= start) & (rows < stop)
+                scores[mine_here.nonzero().squeeze(1), rows[mine_here] - start] = torch.inf
+            value, index = scores.topk(min(spare, stop - start), largest=False)
+            best_value = torch.cat([best_value, value], 1)
+            best_index = torch.cat([best_index, index + start], 1)
+            keep = best_value.topk(min(spare, best_value.shape[1]), largest=False).indices
+            best_value, best_index = best_value.gather(1, keep), best_index.gather(1, keep)
+        best_index = best_index.sort(1).values  # so that the stable sort below keeps the gallery's order in a tie
+        exact = torch.stack([(block - gallery[column]).square().sum(1) for column in best_index.T], 1).sqrt()
+        if exclude_self:
+            exact = exact.masked_fill(best_index == rows[:, None], torch.inf)
+        order = exact.sort(dim=1, stable=True)
+        distances.append(order.values[:, :k])
+        indices.append(best_index.gather(1, order.indices[:, :k]))
+    if not distances:
+        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
+    return torch.cat(distances), torch.cat(indices)
+
+
+@torch.no_grad()
+def majority_vote(labels: Tensor, distances: Tensor, n_classes: int) -> Tensor:
+    """The class most frequent among a query's neighbours; a tie goes to the class of the nearest tied neighbour.
+
+    (The paper does not say how ties are broken. scikit-learn gives them to the smallest label instead.)
+
+    Parameters
+    ----------
+    labels : Tensor, integer, (Q, K_p)
+        Classes of each query's neighbours, 0 <= label < n_classes.
+    distances : Tensor, floating point, (Q, K_p)
+        Their distances; they need not be sorted.
+    n_classes : int
+
+    Returns
+    -------
+    Tensor, int64, (Q,)
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no neighbour, or a label is out of range.
+    """
+    if labels.shape != distances.shape or labels.ndim != 2 or labels.shape[1] < 1:
+        raise ValueError(
+            f"labels and distances must both be (Q, K_p), got {tuple(labels.shape)} and {tuple(distances.shape)}"
+        )
+    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < n_classes):
+        raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+    labels = labels.long().gather(1, distances.sort(dim=1, stable=True).indices)
+    counts = torch.zeros(len(labels), n_classes, dtype=torch.int64, device=labels.device)
+    counts.scatter_add_(1, labels, torch.ones_like(labels))
+    votes = counts.gather(1, labels)  # for each neighbour, how many share its class
+    position = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    nearest = position.masked_fill(votes < votes.amax(1, keepdim=True), labels.shape[1]).amin(1, keepdim=True)
+    return labels.gather(1, nearest).squeeze(1)

@@ -1,0 +1,256 @@
+"""The one training loop, and the features of a trained network.
+
+Images stay uint8 where the network is; crops and flips are made there. Everything random in epoch e is drawn from
+a generator seeded with (seed, e), so a run that was killed resumes at its last epoch with nothing else to restore.
+"""
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepknn_lib.augment import center_crop, crop_size, normalize, random_crop_flip
+from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, masked_mean
+from deepknn_lib.models import Network
+from deepknn_lib.neighbors import batch_distances, majority_vote, nearest_neighbors
+from deepknn_lib.sampling import epoch_batches
+from deepknn_lib.storage import whole_file
+
+LOSSES = ("deep-knn", "triplet", "weighted-ce")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the paper's values where it gives one, else our choice (see README, "What the paper leaves open").
+
+    Attributes
+    ----------
+    loss : {"deep-knn", "triplet", "weighted-ce"}
+    k, m : int
+        The paper's K and M (deep kNN only).
+    margin : float
+        The paper's α, in units of the feature distance.
+    epochs, batch_size : int
+    sampling : str
+        See `sampling.epoch_batches`.
+    classes_per_batch : int or None
+    lr, momentum, weight_decay : float
+        Of SGD.
+    lr_decay_every : int
+        Epochs after which the learning rate is halved; 0: never.
+    seed : int
+        Of batches and crops.
+    """
+
+    loss: str = "deep-knn"
+    k: int = 5
+    m: int = 5
+    margin: float = 0.2
+    epochs: int = 60
+    batch_size: int = 96
+    sampling: str = "proportional"
+    classes_per_batch: int | None = None
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    lr_decay_every: int = 20
+    seed: int = 0
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch, counted from 1."""
+        return self.lr * 0.5 ** ((epoch - 1) // self.lr_decay_every) if self.lr_decay_every else self.lr
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def _autocast(device: torch.device):
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _prepare(images: Tensor) -> Tensor:
+    return normalize(images).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def extract_features(network: Network, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Features of uint8 images (N, C, H, W) from their central crop: float32 (N, D), on the images' device."""
+    network.eval()
+    crop = crop_size(images.shape[-1])
+    parts = []
+    for block in images.split(batch_size):
+        with _autocast(images.device):
+            parts.append(network(_prepare(center_crop(block, crop))).float())
+    return torch.cat(parts)
+
+
+def leave_one_out_accuracy(features: Tensor, labels: Tensor, k_predict: int = 5) -> float:
+    """Per cent of the training images whose K_p nearest *other* training images vote for their class."""
+    k_predict = min(k_predict, len(features) - 1)
+    distances, indices = nearest_neighbors(features, features, k_predict, exclude_self=True)
+    votes = majority_vote(labels[indices], distances, int(labels.max()) + 1)
+    return 100 * (votes == labels).float().mean().item()
+
+
+def fit(
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> list[dict]:
+    """Train `network` in place.
+
+    Parameters
+    ----------
+    network : Network
+        On the device of the images; with a classifier for `weighted-ce`.
+    images : Tensor, uint8, (N, C, H, W)
+    labels : Tensor, int64, (N,)
+    recipe : Recipe
+    checkpoint : Path, optional
+        File for the state after an epoch. If it exists, training resumes there, and on a CPU ends with the
+        same weights as if it had never stopped.
+    on_epoch : callable, optional
+        Gets each epoch's row of the history.
+
+    Returns
+    -------
+    list of dict
+        One row an epoch. `loss`: mean over batches. `active`: share of triplets whose hinge is above 0 (NaN for
+        cross-entropy). `spread`: mean distance between two images of a batch. `train_acc`: leave-one-out kNN on
+        the training set, K_p = 5, per cent. `lr`; `seconds` of training, `eval_seconds` of measuring `train_acc`.
+
+    Raises
+    ------
+    ValueError
+        If the loss is unknown or the batches cannot be drawn.
+    FloatingPointError
+        If the loss is no longer finite.
+    """
+    if recipe.loss not in LOSSES:
+        raise ValueError(f"unknown loss {recipe.loss!r}; choose one of {', '.join(LOSSES)}")
+    device = images.device
+    crop = crop_size(images.shape[-1])
+    network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    labels_cpu, labels = labels.cpu(), labels.to(device)
+    if recipe.loss == "weighted-ce":
+        weights = class_weights(labels_cpu, network.classifier.out_features).to(device)
+    history = _restore(checkpoint, network, optimizer) if checkpoint else []
+    saved = time.monotonic()
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        started = time.perf_counter()
+        network.train()
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch)
+        generator = _generator(recipe.seed, epoch)
+        batches = epoch_batches(
+            labels_cpu,
+            recipe.batch_size,
+            mode=recipe.sampling,
+            min_per_class=recipe.k + 1,
+            classes_per_batch=recipe.classes_per_batch,
+            generator=generator,
+        )
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # stays there: reading it would stall a GPU
+        for index in batches:
+            index = index.to(device)
+            batch = _prepare(random_crop_flip(images[index], crop, generator))
+            with _autocast(device):
+                features = network(batch)
+                if recipe.loss == "weighted-ce":
+                    logits = network.classifier(features)
+            if recipe.loss == "weighted-ce":
+                loss = torch.nn.functional.cross_entropy(logits.float(), labels[index], weight=weights)
+                active = torch.tensor(math.nan)
+            else:
+                if recipe.loss == "deep-knn":
+                    terms, valid = deep_knn_terms(features, labels[index], recipe.k, recipe.m, recipe.margin)
+                else:
+                    terms, valid = batch_hard_terms(features, labels[index], recipe.margin)
+                loss = masked_mean(terms, valid)
+                active = masked_mean((terms > 0).double(), valid)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            spread = batch_distances(features.detach()).sum() / max(len(index) * (len(index) - 1), 1)
+            totals += torch.stack([value.detach().double().to(device) for value in (loss, active, spread)])
+        mean_loss, active, spread = (totals / len(batches)).tolist()
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(
+                f"the {recipe.loss} loss is {mean_loss} in epoch {epoch} at lr {recipe.lr_at(epoch):g}; lower lr"
+            )
+        trained = time.perf_counter()
+        train_acc = leave_one_out_accuracy(extract_features(network, images), labels)
+        row = {"epoch": epoch, "loss": mean_loss, "active": active, "spread": spread, "train_acc": train_acc}
+        row |= {"lr": recipe.lr_at(epoch), "seconds": trained - started}
+        row["eval_seconds"] = time.perf_counter() - trained
+        history.append(row)
+        if on_epoch:
+            on_epoch(row)
+        if checkpoint and epoch < recipe.epochs and (epoch == 1 or time.monotonic() - saved > 20):
+            _save(checkpoint, network, optimizer, history)
+            saved = time.monotonic()
+    if collapsed(history, recipe):
+        warnings.warn(
+            f"{recipe.loss}: the loss settled at the margin ({history[-1]['loss']:.3g} against {recipe.margin:g}) and "
+            f"the features shrank to a mean distance of {history[-1]['spread']:.2g}: the embedding collapsed. Use "
+            "normalised features, a margin nearer to the features' distances, or a lower lr",
+            stacklevel=2,
+        )
+    return history
+
+
+def collapsed(history: list[dict], recipe: Recipe) -> bool:
+    """Whether a triplet loss ended at its margin with (nearly) all features in one point.
+
+    When every distance is 0 each hinge equals α: all triplets are active and the loss is the margin.
+    """
+    if recipe.loss == "weighted-ce" or not history:
+        return False
+    last = history[-1]
+    return last["spread"] < recipe.margin / 2 and last["loss"] > 0.8 * recipe.margin
+
+
+def _save(path: Path, network: Network, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+    """Network, momentum and history in one file that appears whole."""
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for number, parameter in enumerate(network.parameters()):
+        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{number}"] = buffer.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"history": json.dumps(history)})
+
+
+def _restore(path: Path, network: Network, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """The history up to the last checkpoint, its state put back; empty when there is none."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return []
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        history = json.loads(file.metadata()["history"])
+    prefix = "network."
+    network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+    for number, parameter in enumerate(network.parameters()):
+        if f"momentum.{number}" in tensors:
+            momentum = torch.empty_like(parameter)  # in the parameter's memory layout, as it was before
+            optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(tensors[f"momentum.{number}"])
+    return history

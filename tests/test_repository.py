@@ -1,0 +1,258 @@
+"""What is promised about the repository: packages, notebooks, links, commands, sizes."""
+
+import argparse
+import ast
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import pytest
+
+from deepknn_lib import pipeline
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torchvision", "timm", "sklearn", "pandas", "matplotlib", "seaborn", "umap", "papermill", "IPython")
+NOT_OURS = {".git", ".venv", "venv", "build", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", "__pycache__"}
+# Paths of one machine, in any spelling; a path in a URL is none.
+MACHINE = re.compile(r"(?<![\w./:~-])(/home/\w|/root\b|/Users/\w|/work/\w|/mnt/\w|/tmp/\w)|\b[A-Za-z]:\\\\?Users\b")
+
+
+def files(*patterns: str) -> list[Path]:
+    """Tracked files, or those not ignored; outside git all but caches."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
+    if listed and listed.returncode == 0:
+        found = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        found = list(ROOT.rglob("*"))
+    found = [path for path in found if path.is_file() and not NOT_OURS & set(path.relative_to(ROOT).parts)]
+    return sorted(path for path in found if any(path.match(pattern) for pattern in patterns))
+
+
+def each(paths: list[Path]):
+    """Parametrise a test with `path`, named as in the repository."""
+    return pytest.mark.parametrize("path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths])
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+ALL_NOTEBOOKS = files("notebooks/*.ipynb", "notebooks/**/*.ipynb")
+MODULES = sorted((ROOT / "deepknn_lib").glob("*.py"))
+
+
+# Packages
+
+
+def project() -> set[str]:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = table["dependencies"] + table["optional-dependencies"]["test"]
+    return {re.match(r"[\w.-]+", line).group().lower() for line in listed}
+
+
+def test_environment_yml_lists_the_packages_of_pyproject_with_reasons():
+    text = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    lines = re.findall(r"^      - ([\w.-]+)(.*)$", text, re.M)
+    packages = {name: reason for name, reason in lines if not name.startswith("-")}
+    assert set(packages) == project()
+    assert not [name for name, reason in packages.items() if not re.match(r"  # \w+ \w+", reason)]
+    assert "- -c constraints.txt" in text
+
+
+def test_constraints_pin_every_package_exactly():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
+    pins = dict(re.match(r"([\w.-]+)==([\w.]+)( ; .*)?$", line).group(1, 2) for line in lines)
+    assert len(pins) == len(lines)
+    assert project() <= set(pins)
+    # the two are built for each other: 0.X belongs to 2.(X - 15)
+    assert int(pins["torchvision"].split(".")[1]) - int(pins["torch"].split(".")[1]) == 15
+
+
+# Files
+
+
+@each(files("*.py", "*.sh", "*.txt", "*.toml", "*.yml", "*.yaml", "*.md", "*.cff", "*.csv", "*.ipynb", "*.html"))
+def test_no_paths_of_a_machine_and_no_package_index(path):
+    text = path.read_text(encoding="utf-8")
+    if path != Path(__file__).resolve():  # this file holds the patterns
+        assert not (found := MACHINE.search(text)), text[max(0, found.start() - 60) : found.end() + 60]
+        assert str(ROOT) not in text
+    assert not re.search(r"^\s*-*(extra-)?index-url|^\s*--find-links|^\s*--trusted-host", text, re.M)
+
+
+@each(files("*.sh", ".ci/run"))
+def test_shell_scripts_parse(path):
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert path.name == "setup.sh" or path.stat().st_mode & 0o111, f"chmod +x {path.name}"
+
+
+@each(MODULES)
+def test_module_is_small(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 300, f"{lines} lines: it holds two jobs, split it"
+
+
+def test_import_needs_torch_and_numpy_only():
+    code = f"import sys, deepknn_lib; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_runner_can_say_its_options_without_any_package():
+    done = subprocess.run([sys.executable, "-S", str(ROOT / "deepknn_lib" / "pipeline.py"), "--help"],
+                          capture_output=True, text=True, cwd=ROOT)
+    assert "--save-outputs" in done.stdout, done.stderr
+
+
+# Notebooks (pre-commit runs these by `-k notebook`)
+
+
+def read(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def prose(path: Path) -> str:
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def test_notebooks_are_there():
+    assert NOTEBOOKS, "no numbered notebooks in notebooks/"
+    assert len({path.name[:2] for path in NOTEBOOKS}) == len(NOTEBOOKS), "two notebooks have one number"
+
+
+@each(ALL_NOTEBOOKS)
+def test_notebook_is_valid_small_and_without_widgets(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata and "papermill" not in notebook.metadata
+    assert "application/vnd.jupyter.widget" not in path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 2_000_000
+
+
+@each(NOTEBOOKS)
+def test_notebook_opens_with_title_question_and_minutes(path):
+    first = read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    opening = first.source.lower()
+    for word in ("question", "makes", "minute"):
+        assert word in opening, f"the first cell does not say {word!r}"
+
+
+@each(NOTEBOOKS)
+def test_notebook_has_one_parameters_cell(path):
+    tagged = [cell for cell in read(path).cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0].cell_type == "code"
+    assert not [cell for cell in read(path).cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert pipeline.declared(read(path)) <= {"profile", "dataset", "seeds", "device"}
+    lines = [line for line in tagged[0].source.splitlines() if line and not line.startswith("#")]
+    assert not [line for line in lines if not re.match(r"\w+: \w+ = .+  # \w", line)], "type and comment, please"
+
+
+@each(NOTEBOOKS)
+def test_notebook_closes_with_summary_exercises_and_next(path):
+    headings = re.findall(r"^#+ (.+)$", "\n".join(
+        cell.source for cell in read(path).cells[-4:] if cell.cell_type == "markdown"), re.M)
+    for word in ("Summary", "Exercises", "Next"):
+        assert any(word.lower() in heading.lower() for heading in headings), f"no heading {word!r} at the end"
+
+
+@each(NOTEBOOKS)
+def test_notebook_cells_are_short_and_parse(path):
+    for number, cell in enumerate(read(path).cells):
+        if cell.cell_type == "code":
+            ast.parse("\n".join(line for line in cell.source.splitlines() if not line.startswith(("%", "!"))))
+            assert len(cell.source.splitlines()) <= 20, f"cell {number} is long; move work to the library"
+
+
+@each(NOTEBOOKS)
+def test_notebook_outputs_are_stored_and_without_errors(path):
+    cells = [cell for cell in read(path).cells if cell.cell_type == "code" and cell.source.strip()]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "./run_all.sh --save-outputs"
+    assert not [out for cell in cells for out in cell.outputs if out.output_type == "error"]
+
+
+# Links and commands in prose
+
+LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")
+
+
+@each(files("*.md") + ALL_NOTEBOOKS)
+def test_relative_links_resolve_in_documents_and_notebooks(path):
+    text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    targets = [(a or b).split("#")[0] for a, b in LINK.findall(text)]
+    local = [target for target in targets if target and not re.match(r"[a-z][a-z+.-]*:", target)]
+    assert not [target for target in local if not (path.parent / unquote(target)).exists()]
+
+
+def commands(path: Path) -> list[str]:
+    """Command lines in the bash blocks of a document, continued lines joined, comments dropped."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    blocks = "\n".join(re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, re.M | re.S)).replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ") for line in blocks.splitlines()]
+    return [part.strip() for line in lines if line and not line.startswith("#") for part in line.split("&&")]
+
+
+COMMANDS = [(name, line) for name in ("README.md", "CONTRIBUTING.md", "data/README.md") for line in commands(ROOT / name)]
+
+
+def test_readme_has_commands():
+    assert {"./run_all.sh", "./run_tests.sh"} <= {words.split()[0] for words in commands(ROOT / "README.md")}
+
+
+@pytest.mark.parametrize("document, line", COMMANDS)
+def test_commands_in_documents_exist(document, line):
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        assert not words[0].startswith("DEEPKNN_") or words[0].split("=")[0] in known_variables()
+        words = words[1:]
+    if not words:
+        return
+    program, rest = words[0], words[1:]
+    if program == "./run_all.sh":
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        pipeline.add_arguments(parser)
+        args = parser.parse_args([word for word in rest if word not in ("-h", "--help")])
+        assert pipeline.choose(args.only)
+    elif program == "./run_tests.sh":
+        files_named = [word for word in rest if word.endswith(".py")]
+        assert all((ROOT / name).exists() for name in files_named)
+    elif program in ("source", ".", "bash"):
+        assert (ROOT / rest[0]).exists()
+    elif program in ("python", "python3"):
+        python(rest)
+    elif program in ("jupyter", "papermill"):
+        assert all((ROOT / word).exists() for word in rest if word.endswith(".ipynb") and word.startswith("notebooks"))
+    else:  # nothing of ours
+        assert program in {"git", "cd", "conda", "pip", "pre-commit", "unzip", "mkdir", "export"}, program
+        assert all((ROOT / word).exists() for word in rest if word.endswith((".yml", "constraints.txt")))
+
+
+def python(words: list[str]) -> None:
+    """Check the words after `python`."""
+    if words[:2] == ["-m", "deepknn_lib"]:
+        from deepknn_lib.cli import build_parser
+
+        if not {"-h", "--help"} & set(words):
+            build_parser().parse_args(words[2:])  # argparse leaves with SystemExit if it does not know an option
+    elif words[0] == "-m":
+        assert words[1] in {"pip", "pytest", "ruff", "jupyter", "venv"}
+    else:
+        assert (ROOT / words[0]).exists()
+
+
+def known_variables() -> set[str]:
+    """The environment variables that the library and scripts read."""
+    sources = [*MODULES, *ROOT.glob("*.sh"), *(ROOT / "tests").glob("*.py")]
+    return set(re.findall(r"DEEPKNN_[A-Z0-9_]+", "\n".join(path.read_text(encoding="utf-8") for path in sources)))
