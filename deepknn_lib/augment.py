@@ -19,6 +19,12 @@ def normalize(images: Tensor) -> Tensor:
     return (images.float() - mean) / std  # one grey channel broadcasts to three
 
 
+def _check_crop(images: Tensor, crop: int) -> None:
+    height, width = images.shape[2:]
+    if crop > height or crop > width:
+        raise ValueError(f"cannot crop {crop}×{crop} from images of {height}×{width}; use a larger image size")
+
+
 def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
     """A random square crop and a random horizontal flip of each image.
 
@@ -40,9 +46,8 @@ def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> T
     ValueError
         If the images are smaller than the crop.
     """
+    _check_crop(images, crop)
     n, channels, height, width = images.shape
-    if crop > height or crop > width:
-        raise ValueError(f"cannot crop {crop}×{crop} from images of {height}×{width}; use a larger image size")
     top = torch.randint(height - crop + 1, (n, 1), generator=generator)
     left = torch.randint(width - crop + 1, (n, 1), generator=generator)
     flip = torch.rand(n, 1, generator=generator) < 0.5
@@ -55,6 +60,7 @@ def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> T
 
 
 def center_crop(images: Tensor, crop: int) -> Tensor:
-    """The central `crop`×`crop` pixels of images (B, C, H, W)."""
+    """The central `crop`×`crop` pixels of images (B, C, H, W); ValueError if they are smaller than the crop."""
+    _check_crop(images, crop)
     top, left = (images.shape[2] - crop) // 2, (images.shape[3] - crop) // 2
     return images[:, :, top : top + crop, left : left + crop]

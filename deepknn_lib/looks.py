@@ -1,6 +1,7 @@
-"""The looks of the synthetic lesions: class by class, as a table; and how hard they are to tell apart."""
+"""The looks of the synthetic lesions, class by class, as a table; and drawing a lesion's attributes from them."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cache
 
 import numpy as np
 
@@ -97,3 +98,58 @@ LOOKS = {
 }
 # Within-look standard deviations, in the order of the numeric attributes of Look (size ... rim).
 SPREAD = np.array([.075, .07, .025, .025, .15, .14, .15, .14, .12, .10, .12, .12, .14, .012, .10])
+FIRST = 5                    # fields of Look before the numeric attributes
+
+
+class Draws:
+    """Hands out the columns of a (batch, n) array of uniforms, in order: (batch, count) or (batch,)."""
+
+    def __init__(self, uniforms):
+        self.uniforms, self.used = uniforms, 0
+
+    def uniform(self, low=0.0, high=1.0, count=None):
+        """The next column, or the next `count`, stretched to low..high."""
+        start, self.used = self.used, self.used + (count or 1)
+        assert self.used <= self.uniforms.shape[1]
+        block = low + (high - low) * self.uniforms[:, start:self.used]
+        return block if count else block[:, 0]
+
+    def normal(self, count):
+        """Nearly normal, bounded by +-2 sqrt(3): the sum of four uniforms, which needs no log or cos."""
+        four = self.uniform(count=4 * count).reshape(-1, 4, count)
+        return (four[:, 0] + four[:, 1] + four[:, 2] + four[:, 3] - 2.0) * np.sqrt(3.0)
+
+
+def generator(*key):
+    """A generator seeded by integers."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+@cache
+def _look_vector(look):
+    colours = [c for name in (look.main, look.second, look.spot) for c in COLOURS[name]]
+    return np.array([*astuple(look)[FIRST:], *colours], dtype=np.float64)
+
+
+def pick(shares, u):
+    """Index drawn with the given shares by the uniform u."""
+    return min(int((np.cumsum(shares) / np.sum(shares) <= u).sum()), len(shares) - 1)
+
+
+def attributes(names, draws):
+    """Attribute vectors (batch, 24) of lesions whose class names are given; changes with the difficulty."""
+    chosen, ambiguous, which, other_look = draws.uniform(count=4).T
+    pull = draws.uniform(*AMBIGUOUS_PULL) * (ambiguous < AMBIGUOUS_SHARE)
+    rows = []
+    for i, name in enumerate(names):
+        own = LOOKS[name][pick([look.share for look in LOOKS[name]], chosen[i])]
+        other = LOOKS[CONFUSABLE[name][int(which[i] * len(CONFUSABLE[name]))]]
+        other = other[pick([look.share for look in other], other_look[i])]
+        rows.append((1.0 - pull[i]) * _look_vector(own) + pull[i] * _look_vector(other))
+    rows = np.array(rows)
+    n = len(SPREAD)
+    rows[:, :n] = np.maximum(rows[:, :n] + LOOK_SPREAD * SPREAD * draws.normal(n), 0.0)
+    rows[:, n:] += LOOK_SPREAD * (12.0 * np.repeat(draws.normal(3), 3, axis=1) + 5.0 * draws.normal(9))
+    rows[:, 0] = np.clip(rows[:, 0], 0.22, 0.8)
+    rows[:, 3], rows[:, 13] = np.maximum(rows[:, 3], 0.03), np.maximum(rows[:, 13], 0.035)
+    return rows

@@ -31,13 +31,13 @@ class Neighbors(NamedTuple):
 
 @torch.no_grad()
 def batch_distances(features: Tensor) -> Tensor:
-    """Euclidean distances between all pairs of a batch, to rank them by: float32 or float64 (B, B), no gradient.
+    """Euclidean distances between all pairs of a batch, to rank them by: float64 (B, B), no gradient.
 
-    From one matrix product, centred so that little cancels. Good for finding neighbours; between near-duplicates
-    only about right, so the losses measure the few distances they need again, from differences.
+    From one matrix product, centred and in float64, so that near-duplicates keep their order. The losses measure
+    the few distances they need again, from differences.
     """
     with torch.autocast(features.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = features.double()
         if len(features) == 0:
             return features.new_zeros(0, 0)
         return torch.cdist(features - features.mean(0), features - features.mean(0))
@@ -62,8 +62,9 @@ def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
 def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Column indices of the `count` smallest allowed distances a row, padded to `count`, and which are real."""
     found = min(count, distances.shape[1])
-    values, indices = distances.masked_fill(~allowed, torch.inf).topk(found, largest=False)
-    valid = allowed.gather(1, indices) & ~values.isinf()
+    ranked = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
+    indices = ranked.masked_fill(~allowed, torch.inf).topk(found, largest=False).indices
+    valid = allowed.gather(1, indices)
     indices = indices.masked_fill(~valid, 0)
     padding = (0, count - found)
     return torch.nn.functional.pad(indices, padding), torch.nn.functional.pad(valid, padding)
@@ -110,8 +111,9 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """Exact Euclidean k-nearest-neighbour search.
 
-    Candidates come from a matrix product (fast, but blurred between near-duplicates); the best of them, with
-    some to spare, are then measured again from differences and sorted, so the distances returned are true ones.
+    Candidates come from a matrix product (fast; in float64, as in float32 it blurs the near-duplicates of a tight
+    class); the best of them, with some to spare, are then measured again from differences and sorted, so the
+    distances returned are true ones.
 
     Parameters
     ----------
@@ -127,7 +129,8 @@ def nearest_neighbors(
     Returns
     -------
     distances : Tensor, float32 or float64, (Q, k)
-        Ascending. Equal distances keep the order of the gallery.
+        Ascending. Equal distances keep the order of the gallery; where more than k + 8 rows tie, it is not said
+        which of them come.
     indices : Tensor, int64, (Q, k)
         Rows of the gallery.
 
@@ -143,6 +146,8 @@ def nearest_neighbors(
     available = len(gallery) - int(exclude_self)
     if not 1 <= k <= available:
         raise ValueError(f"k={k} neighbours asked of a gallery that has {available}; choose 1 <= k <= {available}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     if exclude_self and len(queries) != len(gallery):
         raise ValueError(f"exclude_self needs queries to be the gallery, got {len(queries)} and {len(gallery)} rows")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
@@ -150,7 +155,7 @@ def nearest_neighbors(
     if not (queries.isfinite().all() and gallery.isfinite().all()):
         raise ValueError("features hold NaN or infinity; a run that diverged has no neighbours (lower its lr)")
 
-    center = gallery.mean(0)  # near the origin the matrix product cancels least
+    center = gallery.double().mean(0)  # near the origin the matrix product cancels least
     centered = gallery - center
     norms = centered.square().sum(1)
     spare = min(k + 8, available)
@@ -158,7 +163,7 @@ def nearest_neighbors(
     for first in range(0, len(queries), chunk):
         block = queries[first : first + chunk]
         rows = torch.arange(first, first + len(block), device=block.device)
-        best_value = block.new_empty(len(block), 0)
+        best_value = centered.new_empty(len(block), 0)
         best_index = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
         for start in range(0, len(gallery), 16 * chunk):
             stop = min(start + 16 * chunk, len(gallery))

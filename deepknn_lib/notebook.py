@@ -2,6 +2,7 @@
 
 import os
 import random
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
         chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds else PROFILES[profile]["seeds"]
     except ValueError as error:
         raise ValueError(f"seeds must be whole numbers with commas between, like '0,1,2', got {seeds!r}") from error
+    warnings.filterwarnings("ignore", message="IProgress not found")  # timm's; it names this machine's folders
     plots.use_style()
     random.seed(0)
     np.random.seed(0)

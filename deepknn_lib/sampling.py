@@ -11,13 +11,18 @@ MODES = ("proportional", "balanced", "random")
 
 
 def _quotas(counts: Tensor, batch_size: int, floor: int, mode: str) -> Tensor:
-    """Images of each chosen class in one batch: the floor, then the rest by class size or evenly."""
+    """Images of each chosen class in one batch: the floor, and above it by class size or evenly."""
     share = counts.double() if mode == "proportional" else torch.ones(len(counts), dtype=torch.float64)
-    ideal = share / share.sum() * batch_size
     quota = torch.full((len(counts),), floor)
-    for _ in range(batch_size - floor * len(counts)):  # the next image goes where the shortfall is largest
-        quota[(ideal - quota).argmax()] += 1
+    for _ in range(batch_size - floor * len(counts)):  # the next image goes where the class lags most (Webster)
+        quota[(share / (quota + 0.5)).argmax()] += 1
     return quota
+
+
+def _refill(pack: Tensor, cards: Tensor) -> Tensor:
+    """Shuffled cards under what is left of a pack, those left in it last, so that none comes twice in a hand."""
+    repeated = torch.isin(cards, pack)
+    return torch.cat([pack, cards[~repeated], cards[repeated]])
 
 
 def epoch_batches(
@@ -80,7 +85,7 @@ def epoch_batches(
 
     def deal(c: int, count: int) -> Tensor:
         while len(packs[c]) < count:
-            packs[c] = torch.cat([packs[c], members[c][torch.randperm(len(members[c]), generator=generator)]])
+            packs[c] = _refill(packs[c], members[c][torch.randperm(len(members[c]), generator=generator)])
         dealt, packs[c] = packs[c][:count], packs[c][count:]
         return dealt
 
@@ -90,11 +95,9 @@ def epoch_batches(
     for _ in range(n_batches):
         if wanted == len(classes):
             chosen = torch.arange(len(classes))
-        else:  # classes are dealt from a pack too; one that closed the last pack must not come twice in a batch
+        else:  # classes are dealt from a pack too
             if len(turns) < wanted:
-                fresh = torch.randperm(len(classes), generator=generator)
-                repeated = torch.isin(fresh, turns)
-                turns = torch.cat([turns, fresh[~repeated], fresh[repeated]])
+                turns = _refill(turns, torch.randperm(len(classes), generator=generator))
             chosen, turns = turns[:wanted], turns[wanted:]
         quotas = _quotas(counts[chosen], batch_size, min_per_class, mode)
         batches.append(torch.cat([deal(int(c), int(q)) for c, q in zip(chosen, quotas, strict=True)]))

@@ -10,28 +10,24 @@ smooth edges and the arithmetic is float64, so the last bit of a platform's ``ta
 """
 from __future__ import annotations
 
-from dataclasses import astuple, fields
-from functools import cache
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
 
 from deepknn_lib.looks import (
-    AMBIGUOUS_PULL,
-    AMBIGUOUS_SHARE,
     CLASS_NAMES,
-    COLOURS,
-    CONFUSABLE,
-    LOOK_SPREAD,
-    LOOKS,
+    FIRST,
     MIN_PER_CLASS,
     SKIN7_COUNTS,
-    SPREAD,
     VIEW_SHARES,
+    Draws,
     Look,
+    attributes,
+    generator,
+    pick,
 )
 
-_FIRST = 5                    # fields of Look before the numeric attributes
 _HAIRS, _SPOTS = 5, 6
 _BATCH = 8                    # images drawn at once: few enough for the cache
 
@@ -54,28 +50,6 @@ class _Place(NamedTuple):
     grid: np.ndarray           # (s,), pixel centres in -1..1
 
 
-class _Draws:
-    """Hands out the columns of a (batch, n) array of uniforms, in order: (batch, count) or (batch,)."""
-
-    def __init__(self, uniforms):
-        self.uniforms, self.used = uniforms, 0
-
-    def uniform(self, low=0.0, high=1.0, count=None):
-        start, self.used = self.used, self.used + (count or 1)
-        assert self.used <= self.uniforms.shape[1]
-        block = low + (high - low) * self.uniforms[:, start:self.used]
-        return block if count else block[:, 0]
-
-    def normal(self, count):
-        """Nearly normal, bounded by +-2 sqrt(3): the sum of four uniforms, which needs no log or cos."""
-        four = self.uniform(count=4 * count).reshape(-1, 4, count)
-        return (four[:, 0] + four[:, 1] + four[:, 2] + four[:, 3] - 2.0) * np.sqrt(3.0)
-
-
-def _generator(*key):
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-
-
 def _class_counts(n_images):
     """Images per class (7,): Skin-7's shares by largest remainder, each at least MIN_PER_CLASS."""
     least = MIN_PER_CLASS * len(CLASS_NAMES)
@@ -96,36 +70,6 @@ def _class_counts(n_images):
 
 def _is_int(value):
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-@cache
-def _look_vector(look):
-    colours = [c for name in (look.main, look.second, look.spot) for c in COLOURS[name]]
-    return np.array([*astuple(look)[_FIRST:], *colours], dtype=np.float64)
-
-
-def _pick(shares, u):
-    """Index drawn with the given shares by the uniform u."""
-    return min(int((np.cumsum(shares) / np.sum(shares) <= u).sum()), len(shares) - 1)
-
-
-def _attributes(names, draws):
-    """Attribute vectors (batch, 24) of lesions whose class names are given; changes with the difficulty."""
-    pick, ambiguous, which, other_look = draws.uniform(count=4).T
-    pull = draws.uniform(*AMBIGUOUS_PULL) * (ambiguous < AMBIGUOUS_SHARE)
-    rows = []
-    for i, name in enumerate(names):
-        own = LOOKS[name][_pick([look.share for look in LOOKS[name]], pick[i])]
-        other = LOOKS[CONFUSABLE[name][int(which[i] * len(CONFUSABLE[name]))]]
-        other = other[_pick([look.share for look in other], other_look[i])]
-        rows.append((1.0 - pull[i]) * _look_vector(own) + pull[i] * _look_vector(other))
-    rows = np.array(rows)
-    n = len(SPREAD)
-    rows[:, :n] = np.maximum(rows[:, :n] + LOOK_SPREAD * SPREAD * draws.normal(n), 0.0)
-    rows[:, n:] += LOOK_SPREAD * (12.0 * np.repeat(draws.normal(3), 3, axis=1) + 5.0 * draws.normal(9))
-    rows[:, 0] = np.clip(rows[:, 0], 0.22, 0.8)
-    rows[:, 3], rows[:, 13] = np.maximum(rows[:, 3], 0.03), np.maximum(rows[:, 13], 0.035)
-    return rows
 
 
 def _step(x):
@@ -163,8 +107,8 @@ def _mix(image, colour, weight):
 def _lesion(place, names, draws):
     """Skin and lesion (batch, 3, s, s), 0-255, in the lesion's own coordinates u, v."""
     u, v = place.u, place.v
-    a = _attributes(names, draws)
-    look = {f.name: _px(a[:, i]) for i, f in enumerate(fields(Look)[_FIRST:])}
+    a = attributes(names, draws)
+    look = {f.name: _px(a[:, i]) for i, f in enumerate(fields(Look)[FIRST:])}
     main, second, spot = a[:, -9:-6], a[:, -6:-3], a[:, -3:]
     tone = draws.uniform()[:, None]
     skin = np.array([232., 188., 172.]) - tone * np.array([36., 46., 56.]) + 5 * draws.normal(3)
@@ -264,14 +208,14 @@ def _turned(x, y, angle):
 
 def _render(names, lesion_uniforms, view_uniforms, noise):
     """Images uint8 (batch, 3, size, size) of one view each."""
-    view, grid = _Draws(view_uniforms), (np.arange(noise.shape[-1]) + 0.5) / noise.shape[-1] * 2 - 1
+    view, grid = Draws(view_uniforms), (np.arange(noise.shape[-1]) + 0.5) / noise.shape[-1] * 2 - 1
     flip, zoom, shift = 1 - 2 * (view.uniform() < 0.3), view.uniform(0.87, 1.15), 0.08 * view.normal(2)
     turn = view.uniform(-0.6, 0.6)
     c, s = np.cos(turn) / zoom, np.sin(turn) / zoom
     affine = (flip * c, flip * s, -shift[:, 0]), (-s, c, -shift[:, 1])   # u, v = affine of (x, y, 1)
     x, y = (np.broadcast_to(g, (len(names), *g.shape)) for g in np.meshgrid(grid, grid))
     u, v = (_px(row[0]) * x + _px(row[1]) * y + _px(row[2]) for row in affine)
-    image = _camera(_lesion(_Place(u, v, affine, grid), names, _Draws(lesion_uniforms)), x, y, view, noise)
+    image = _camera(_lesion(_Place(u, v, affine, grid), names, Draws(lesion_uniforms)), x, y, view, noise)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
 
@@ -309,8 +253,8 @@ def make_lesions(n_images=3000, size=48, seed=0):
     for label, left in enumerate(counts):
         rank = 0
         while left > 0:
-            key, u = _generator(seed, label, rank, 0).random(2)
-            views = min(1 + _pick(VIEW_SHARES, u), int(left))
+            key, u = generator(seed, label, rank, 0).random(2)
+            views = min(1 + pick(VIEW_SHARES, u), int(left))
             lesions.append((key, label, rank, views))
             left, rank = left - views, rank + 1
     lesions.sort()
@@ -322,10 +266,10 @@ def make_lesions(n_images=3000, size=48, seed=0):
         names, lesion_u, view_u, noise = [], [], [], []
         for _, label, rank, view in batch:
             names.append(CLASS_NAMES[label])
-            lesion_u.append(_generator(seed, label, rank, 0).random(2 + 400)[2:])
-            generator = _generator(seed, label, rank, view)
-            view_u.append(generator.random(120))
-            grain = generator.random((2, 3, size, size))
+            lesion_u.append(generator(seed, label, rank, 0).random(2 + 400)[2:])
+            of_view = generator(seed, label, rank, view)
+            view_u.append(of_view.random(120))
+            grain = of_view.random((2, 3, size, size))
             noise.append((grain[0] + grain[1] - 1) * np.sqrt(6))
         images[start:start + _BATCH] = _render(names, np.array(lesion_u), np.array(view_u), np.array(noise))
     groups = np.array([f"lesion_{number:05d}" for number, _, _, _ in shots])

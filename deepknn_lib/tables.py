@@ -179,13 +179,17 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def save_rows(table: pd.DataFrame, name: str) -> None:
+    """Write `tables/<name>.csv`: rows to work on, too many to read."""
+    with whole_file(figures_dir() / "tables" / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
 def save_table(table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> str:
     """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read); return the Markdown with its caption."""
     text = f"**{caption}**\n\n{markdown(table if shown is None else shown)}\n"
-    folder = figures_dir() / "tables"
-    with whole_file(folder / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-    with whole_file(folder / f"{name}.md") as temporary:
+    save_rows(table, name)
+    with whole_file(figures_dir() / "tables" / f"{name}.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 

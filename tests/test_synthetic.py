@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from deepknn_lib import synthetic
-from deepknn_lib.synthetic import CLASS_NAMES, CONFUSABLE, LOOKS, SKIN7_COUNTS, make_lesions
+from deepknn_lib.looks import CLASS_NAMES, CONFUSABLE, LOOKS, SKIN7_COUNTS
+from deepknn_lib.synthetic import make_lesions
 
 # sha256 of make_lesions(70, 32, 3).images and of make_lesions(400).images
 SHA256_SMALL = "186008ed878ccbd7c28251be278deec447cd33db1d5f5195c6aab3f2346052fa"
@@ -34,7 +35,7 @@ def test_shapes_and_types(lesions):
     assert lesions.images.shape == (400, 3, 48, 48) and lesions.images.dtype == np.uint8
     assert lesions.labels.shape == (400,) and lesions.labels.dtype == np.int64
     assert len(set(lesions.ids)) == 400 and lesions.ids.shape == lesions.groups.shape == (400,)
-    assert all(i.rsplit("_", 1)[0] == g for i, g in zip(lesions.ids, lesions.groups))
+    assert all(i.rsplit("_", 1)[0] == g for i, g in zip(lesions.ids, lesions.groups, strict=True))
     assert len({image.tobytes() for image in lesions.images}) == 400
 
 
@@ -93,7 +94,7 @@ def test_views_of_a_lesion_are_different_photographs(lesions):
 
 
 def test_classes_have_looks_that_differ(monkeypatch):
-    monkeypatch.setattr(synthetic, "AMBIGUOUS_SHARE", 0.0)
+    monkeypatch.setattr("deepknn_lib.looks.AMBIGUOUS_SHARE", 0.0)
     for name, looks in LOOKS.items():
         assert 2 <= len(looks) <= 4 and sum(look.share for look in looks) == pytest.approx(1)
         seen = []
@@ -107,7 +108,7 @@ def test_classes_have_looks_that_differ(monkeypatch):
 
 def test_some_looks_are_nearer_to_another_class(monkeypatch):
     """From the same draws, the nevus-like melanoma looks more like a nevus than like another melanoma."""
-    monkeypatch.setattr(synthetic, "AMBIGUOUS_SHARE", 0.0)
+    monkeypatch.setattr("deepknn_lib.looks.AMBIGUOUS_SHARE", 0.0)
     drawn = {}
     for name in ("mel", "nv"):
         for look in LOOKS[name]:

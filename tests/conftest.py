@@ -1,0 +1,27 @@
+"""A data folder of its own for every test session, so that nobody's cache is read or written."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory):
+    """One folder for the whole session: the synthetic images are drawn once."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPKNN_DATA", str(shared_data))
+    monkeypatch.setenv("DEEPKNN_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.delenv("DEEPKNN_WEIGHTS", raising=False)
+    monkeypatch.delenv("DEEPKNN_SKIN7_FOLDS", raising=False)
+
+
+@pytest.fixture
+def toy():
+    """Uint8 images (60, 3, 32, 32) of three classes that differ in brightness, and their labels."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    images = rng.integers(0, 90, (60, 3, 32, 32)) + 80 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels.astype(np.int64)

@@ -1,0 +1,97 @@
+"""What the library computes, written again as plain loops over one image at a time; slow and in float64."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def random_batch(seed, size=24, dim=6, classes=5, normalised=False):
+    """Features and labels of a long-tailed batch: each class is about half as frequent as the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    frequency = 0.5 ** torch.arange(classes, dtype=torch.float64)
+    labels = frequency.multinomial(size, replacement=True, generator=generator)
+    centers = torch.randn(classes, dim, dtype=torch.float64, generator=generator)
+    features = centers[labels] + torch.randn(size, dim, dtype=torch.float64, generator=generator)
+    return torch.nn.functional.normalize(features, dim=1) if normalised else features, labels
+
+
+def distance(a, b):
+    return ((a - b) ** 2).sum().sqrt()
+
+
+def neighbors(features, labels, i):
+    """Images of i's class without i, and images of the other classes, each nearest first."""
+    features = features.detach()
+    ranked = sorted((float(distance(features[i], features[j])), j) for j in range(len(labels)) if j != i)
+    positives = [j for _, j in ranked if labels[j] == labels[i]]
+    negatives = [j for _, j in ranked if labels[j] != labels[i]]
+    return positives, negatives
+
+
+def mean_hinge(features, triplets, margin):
+    """Eq. 2 for each triplet, Eq. 3 over all of them."""
+    pairs = {pair for i, y, z in triplets for pair in ((i, y), (i, z))}
+    to = {(i, j): distance(features[i], features[j]) for i, j in pairs}
+    total = 0 * features.sum()
+    for i, y, z in triplets:
+        if to[i, y] + margin - to[i, z] > 0:
+            total = total + to[i, y] + margin - to[i, z]
+    return total / len(triplets)
+
+
+def deep_knn_triplets(features, labels, k, m):
+    triplets = []
+    for i in range(len(labels)):
+        positives, negatives = neighbors(features, labels, i)
+        triplets += [(i, y, z) for y in positives[:k] for z in negatives[:m]]
+    return triplets
+
+
+def batch_all_triplets(labels):
+    return [
+        (i, y, z)
+        for i in range(len(labels))
+        for y in range(len(labels))
+        for z in range(len(labels))
+        if y != i and labels[y] == labels[i] and labels[z] != labels[i]
+    ]
+
+
+def batch_hard_triplets(features, labels):
+    triplets = []
+    for i in range(len(labels)):
+        positives, negatives = neighbors(features, labels, i)
+        if positives and negatives:
+            triplets.append((i, positives[-1], negatives[0]))
+    return triplets
+
+
+def search(queries, gallery, k, exclude_self=False):
+    """Indices of the k nearest gallery rows of each query; equal distances in the gallery's order."""
+    rows = []
+    for q, query in enumerate(queries):
+        ranked = sorted(
+            (float(distance(query, gallery[g])), g) for g in range(len(gallery)) if not (exclude_self and g == q)
+        )
+        rows.append([g for _, g in ranked[:k]])
+    return torch.tensor(rows)
+
+
+def vote(labels, distances):
+    """The most frequent label of one query; of those tied, the one whose nearest neighbour is nearest."""
+    labels, distances = labels.tolist(), distances.tolist()
+    most = max(labels.count(label) for label in labels)
+    tied = [(d, place) for place, d in enumerate(distances) if labels.count(labels[place]) == most]
+    return labels[min(tied)[1]]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result

@@ -1,0 +1,293 @@
+"""The triplet losses against Eqs. 1-3 in plain loops, at their edges, and in low precision; class weights."""
+
+import math
+
+import pytest
+import reference
+import torch
+from reference import random_batch
+
+from deepknn_lib.losses import (
+    batch_hard_terms,
+    batch_hard_triplet_loss,
+    class_weights,
+    deep_knn_loss,
+    deep_knn_terms,
+    distances_to,
+)
+
+KM = [(1, 1), (5, 5), (2, 7), (4, 1)]
+LOSSES = [deep_knn_loss, batch_hard_triplet_loss]
+both_losses = pytest.mark.parametrize("loss", LOSSES)
+raw_and_normalised = pytest.mark.parametrize("normalised", [False, True], ids=["raw", "normalised"])
+
+
+def value_and_gradient(loss, features, *args, **kwargs):
+    features = features.detach().clone().requires_grad_()
+    value = loss(features, *args, **kwargs)
+    value.backward()
+    return value.detach(), features.grad
+
+
+def assert_same(found, expected, tolerance=1e-6):
+    """Equal within a relative error, of a tensor as a whole."""
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= tolerance * b.norm() and b.norm() > 0
+
+
+# Equations
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k, m", KM)
+@raw_and_normalised
+def test_deep_knn_is_equation_3_in_loops_with_its_gradient(seed, k, m, normalised):
+    features, labels = random_batch(seed, normalised=normalised)
+    margin = 0.2 if normalised else 0.7
+    triplets = reference.deep_knn_triplets(features, labels, k, m)
+    expected = value_and_gradient(reference.mean_hinge, features, triplets, margin)
+    assert_same(value_and_gradient(deep_knn_loss, features, labels, k, m, margin), expected)
+    assert_same(value_and_gradient(deep_knn_loss, features.float(), labels, k, m, margin), expected, 1e-4)
+    terms, valid = deep_knn_terms(features, labels, k, m, margin)
+    assert valid.sum() == len(triplets)
+    assert (terms[valid] == 0).any() and (terms[valid] > 0).any()  # both sides of the hinge were compared
+
+
+@pytest.mark.parametrize("seed", range(6))
+@raw_and_normalised
+def test_batch_hard_is_hermans_equation_5_in_loops_with_its_gradient(seed, normalised):
+    features, labels = random_batch(seed, normalised=normalised)
+    features = features * torch.where(torch.arange(len(labels)) % 3 == 0, 1.0, 0.3)[:, None]
+    triplets = reference.batch_hard_triplets(features, labels)
+    expected = value_and_gradient(reference.mean_hinge, features, triplets, 0.2)
+    assert_same(value_and_gradient(batch_hard_triplet_loss, features, labels, 0.2), expected)
+    assert batch_hard_terms(features, labels)[1].sum() == len(triplets)
+
+
+def test_terms_are_laid_out_by_anchor_positive_and_negative():
+    features, labels = random_batch(1)
+    terms, valid = deep_knn_terms(features, labels, 3, 4, 0.7)
+    assert terms.shape == valid.shape == (24, 3, 4)
+    for i in range(24):
+        positives, negatives = reference.neighbors(features, labels, i)
+        for k, m in zip(*valid[i].nonzero(as_tuple=True), strict=True):
+            assert terms[i, k, m] == pytest.approx(
+                float(reference.mean_hinge(features, [(i, positives[k], negatives[m])], 0.7)), rel=1e-9
+            )
+
+
+def test_by_hand_the_mean_counts_inactive_triplets_and_single_images_are_only_negatives():
+    features = torch.tensor([[0.0], [1.0], [3.0], [20.0]])
+    labels = torch.tensor([0, 0, 1, 2])
+    # anchor 0: 1 + 4 - 3 = 2 and [1 + 4 - 20] = 0; anchor 1: 1 + 4 - 2 = 3 and 0; the others have no positive
+    assert deep_knn_loss(features, labels, 5, 5, 4.0).item() == (2 + 0 + 3 + 0) / 4
+    assert deep_knn_loss(features, labels, 1, 1, 4.0).item() == (2 + 3) / 2
+    assert batch_hard_triplet_loss(features, labels, 4.0).item() == (2 + 3) / 2
+
+
+def test_by_hand_deep_knn_takes_the_nearest_positive_and_batch_hard_the_furthest():
+    features = torch.tensor([[0.0], [1.0], [5.0], [7.0]])
+    labels = torch.tensor([0, 0, 0, 1])
+    # K = M = 1, easy positives: 1 + 3 - 7 < 0, 1 + 3 - 6 < 0, 4 + 3 - 2; hard ones: 5 + 3 - 7, 4 + 3 - 6, 5 + 3 - 2
+    assert deep_knn_loss(features, labels, 1, 1, 3.0).item() == pytest.approx((0 + 0 + 5) / 3)
+    assert batch_hard_triplet_loss(features, labels, 3.0).item() == pytest.approx((1 + 1 + 6) / 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_neighbour_each_is_easy_positive_hard_negative(seed):
+    features, labels = random_batch(seed)
+    hinges = []
+    for i in range(len(labels)):
+        to = [reference.distance(features[i], f) for f in features]
+        same = [to[j] for j in range(len(labels)) if labels[j] == labels[i] and j != i]
+        other = [to[j] for j in range(len(labels)) if labels[j] != labels[i]]
+        hinges += [max(0.0, float(min(same) + 0.7 - min(other)))] if same and other else []
+    assert deep_knn_loss(features, labels, 1, 1, 0.7).item() == pytest.approx(sum(hinges) / len(hinges), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed, many", [(0, 15), (1, 16), (2, 100)])
+def test_many_neighbours_are_batch_all(seed, many):
+    features, labels = random_batch(seed, size=16)
+    triplets = reference.batch_all_triplets(labels.tolist())
+    assert_same(
+        value_and_gradient(deep_knn_loss, features, labels, many, many, 0.7),
+        value_and_gradient(reference.mean_hinge, features, triplets, 0.7),
+    )
+    assert deep_knn_terms(features, labels, many, many)[1].sum() == len(triplets)
+
+
+@both_losses
+@raw_and_normalised
+def test_gradcheck(loss, normalised):
+    features, labels = random_batch(3, size=14, dim=4, classes=3, normalised=normalised)
+    assert torch.autograd.gradcheck(lambda f: loss(f, labels, margin=0.5), features.requires_grad_())
+
+
+@both_losses
+def test_order_of_the_batch_and_names_of_the_classes_do_not_matter(loss):
+    features, labels = random_batch(5)
+    value, gradient = value_and_gradient(loss, features, labels)
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    assert_same(value_and_gradient(loss, features[order], labels[order]), (value, gradient[order]), 1e-9)
+    names = torch.tensor([7, -3, 1000, 0, 2])
+    assert_same(value_and_gradient(loss, features, names[labels]), (value, gradient), 1e-12)
+    assert_same(value_and_gradient(loss, features, labels.to(torch.uint8)), (value, gradient), 1e-12)
+
+
+# Edges
+
+
+@both_losses
+def test_duplicate_images_have_a_finite_gradient(loss):
+    features, labels = random_batch(0)
+    features[1::2] = features[::2]  # every image twice, also across classes
+    value, gradient = value_and_gradient(loss, features, labels, margin=0.7)
+    assert value > 0 and gradient.isfinite().all() and gradient.abs().sum() > 0
+
+
+@both_losses
+def test_all_images_alike_give_the_margin_and_no_gradient(loss):
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    value, gradient = value_and_gradient(loss, torch.full((6, 3), 2.0), labels, margin=0.3)
+    assert value.item() == pytest.approx(0.3) and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("apart", [0.0, 1000.0], ids=["one offset", "two offsets"])
+def test_near_duplicates_far_from_the_origin_keep_their_distances_in_float32(apart):
+    noise, labels = random_batch(2, size=60, classes=3)
+    side = torch.where(torch.arange(60) % 2 == 0, apart, -apart)[:, None]
+    features = (1000 + side + 1e-3 * noise).float()  # float32 tells 6e-5 apart there
+    exact = features.double()
+    found = distances_to(features, torch.arange(60).roll(2)[:, None])[:, 0]
+    truth = torch.stack([reference.distance(a, b) for a, b in zip(exact, exact.roll(2, 0), strict=True)])
+    torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=0)
+    triplets = reference.deep_knn_triplets(exact, labels, 3, 3)
+    expected = value_and_gradient(reference.mean_hinge, exact, triplets, 1e-3)
+    assert_same(value_and_gradient(deep_knn_loss, features, labels, 3, 3, 1e-3), expected, 1e-3)
+    triplets = reference.batch_hard_triplets(exact, labels)
+    expected = value_and_gradient(reference.mean_hinge, exact, triplets, 1e-3)[0]
+    assert_same([batch_hard_triplet_loss(features, labels, 1e-3)], [expected], 1e-3)
+
+
+@pytest.mark.parametrize("per_class", [2, 3, 6])
+def test_fewer_than_k_positives_use_those_there_are(per_class):
+    labels = torch.arange(3).repeat_interleave(per_class)
+    features = random_batch(0, size=len(labels))[0]
+    _, valid = deep_knn_terms(features, labels, 5, 4)
+    assert valid.sum() == 3 * per_class * (per_class - 1) * min(4, 2 * per_class)
+    assert deep_knn_loss(features, labels, 5, 4) == deep_knn_loss(features, labels, per_class - 1, 4)
+
+
+@both_losses
+@pytest.mark.parametrize("labels", [[], [0], [1, 1, 1, 1], [0, 1, 2]], ids=["empty", "one", "one class", "singles"])
+def test_without_a_triplet_the_loss_is_0_with_a_gradient(loss, labels):
+    features = torch.ones(len(labels), 4)
+    value, gradient = value_and_gradient(loss, features, torch.tensor(labels, dtype=torch.int64))
+    assert value == 0 and value.dtype == torch.float32
+    assert gradient.shape == features.shape and (gradient == 0).all()
+
+
+@both_losses
+def test_nan_features_give_a_nan_loss_and_not_a_perfect_one(loss):
+    features, labels = random_batch(0)
+    features[:] = math.nan
+    assert loss(features, labels).isnan() and deep_knn_loss(features, labels, 1, 1).isnan()
+
+
+@both_losses
+def test_features_that_overflow_do_not_give_a_perfect_loss(loss):
+    features, labels = random_batch(0)
+    assert not loss(1e25 * features.float(), labels).isfinite()
+
+
+# Precision
+
+
+@both_losses
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_computed_in_float32(loss, dtype):
+    features, labels = random_batch(0)
+    features = (100 * features).to(dtype)  # their squares overflow float16
+    value, gradient = value_and_gradient(loss, features, labels, margin=70.0)
+    expected = loss(features.double(), labels, margin=70.0)
+    assert value.dtype == torch.float32 and gradient.dtype == dtype and gradient.isfinite().all()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@both_losses
+def test_autocast_does_not_lower_the_precision(loss):
+    features, labels = random_batch(0)
+    features = features.float()
+    expected = value_and_gradient(loss, features, labels, margin=0.7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = value_and_gradient(loss, features, labels, margin=0.7)
+        low = torch.nn.Linear(6, 8, bias=False)(features)
+        assert low.dtype == torch.bfloat16 and loss(low, labels).dtype == torch.float32
+    assert found[0].dtype == torch.float32
+    assert_same(found, expected, 1e-6)
+
+
+def test_float64_stays_float64():
+    features, labels = random_batch(0)
+    assert all(loss(features, labels).dtype == torch.float64 for loss in LOSSES)
+
+
+@both_losses
+def test_no_tensor_is_larger_than_the_distance_matrix(loss):
+    size = 2000
+    features = torch.randn(size, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with reference.LargestTensor() as largest:
+        loss(features, torch.arange(size) % 7).backward()
+    assert size < largest.numel <= size**2
+
+
+# Errors
+
+
+@both_losses
+@pytest.mark.parametrize(
+    "features, labels, told",
+    [
+        (torch.ones(4), torch.ones(4).long(), "shape"),
+        (torch.ones(4, 2, 1, 1), torch.ones(4).long(), "flatten"),
+        (torch.ones(4, 2).long(), torch.ones(4).long(), "floating point"),
+        (torch.ones(4, 2), torch.ones(3).long(), "4 integers"),
+        (torch.ones(4, 2), torch.ones(4), "4 integers"),
+        (torch.ones(4, 2), torch.ones(4, 1).long(), "4 integers"),
+    ],
+)
+def test_bad_batches_are_refused(loss, features, labels, told):
+    with pytest.raises(ValueError, match=told):
+        loss(features, labels)
+
+
+@pytest.mark.parametrize("name", ["k", "m"])
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, None])
+def test_bad_counts_are_refused(name, value):
+    features, labels = random_batch(0)
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        deep_knn_loss(features, labels, **{name: value})
+
+
+@both_losses
+@pytest.mark.parametrize("margin", [-0.1, math.nan, math.inf])
+def test_bad_margins_are_refused(loss, margin):
+    with pytest.raises(ValueError, match="margin"):
+        loss(*random_batch(0), margin=margin)
+
+
+# Class weights
+
+
+def test_class_weights_by_hand():
+    # (N - n) / n: 1/3 and 3, then 2/2, 3/1 and 3/1
+    torch.testing.assert_close(class_weights(torch.tensor([0, 1, 0, 0]), 2), torch.tensor([0.1, 0.9]))
+    torch.testing.assert_close(class_weights(torch.tensor([2, 0, 1, 0]), 3), torch.tensor([1, 3, 3]) / 7)
+
+
+@pytest.mark.parametrize(
+    "labels, n_classes", [([0, 0, 1], 3), ([0, 2], 3), ([0, 1, 2], 2), ([0, 0], 1), ([], 2)]
+)
+def test_class_weights_need_an_image_of_each_of_two_classes(labels, n_classes):
+    with pytest.raises(ValueError, match="class weights"):
+        class_weights(torch.tensor(labels, dtype=torch.int64), n_classes)

@@ -1,0 +1,222 @@
+"""Mining, search and vote against scikit-learn and plain loops; ties, duplicates, precision, memory, errors."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from reference import random_batch
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from deepknn_lib.neighbors import batch_distances, batch_neighbors, majority_vote, nearest_neighbors
+
+
+def points(count, dim=5, seed=0, dtype=torch.float64):
+    return torch.randn(count, dim, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+# Mining inside a batch
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k, m", [(1, 1), (5, 5), (2, 9), (30, 30)])
+def test_mined_neighbours_are_those_of_the_loops_nearest_first(seed, k, m):
+    features, labels = random_batch(seed)
+    near = batch_neighbors(features, labels, k, m)
+    assert near.positive.shape == near.positive_valid.shape == (24, k)
+    assert near.negative.shape == near.negative_valid.shape == (24, m)
+    for i in range(24):
+        positives, negatives = reference.neighbors(features, labels, i)
+        assert near.positive[i][near.positive_valid[i]].tolist() == positives[:k]
+        assert near.negative[i][near.negative_valid[i]].tolist() == negatives[:m]
+        assert near.positive_valid[i].sum() == min(k, len(positives))  # and those come first
+        assert near.positive_valid[i, : len(positives)].all() and near.negative_valid[i, : len(negatives)].all()
+
+
+def test_where_there_are_too_few_the_index_is_0_and_not_valid():
+    near = batch_neighbors(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1]), 2, 3)
+    assert near.positive.tolist() == [[1, 0], [0, 0], [0, 0]]
+    assert near.positive_valid.tolist() == [[True, False], [True, False], [False, False]]
+    assert near.negative.tolist() == [[2, 0, 0], [2, 0, 0], [1, 0, 0]]
+    assert near.negative_valid.tolist() == [[True, False, False]] * 2 + [[True, True, False]]
+
+
+def test_an_image_is_not_its_own_positive_but_its_duplicate_is():
+    near = batch_neighbors(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), 1, 1)
+    assert near.positive.tolist() == [[1], [0], [3], [2]] and near.positive_valid.all()
+
+
+def test_batch_distances_are_those_of_the_loops_without_gradient():
+    features = (1000 + 1e-2 * points(30)).float().requires_grad_()
+    found = batch_distances(features)
+    exact = features.detach().double()
+    truth = torch.tensor([[float(reference.distance(a, b)) for b in exact] for a in exact])
+    torch.testing.assert_close(found.float(), truth, rtol=1e-4, atol=1e-6)
+    assert not found.requires_grad
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(batch_distances(features), found)
+
+
+# Search
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 9])
+@pytest.mark.parametrize("chunk", [1024, 53, 7, 2])  # in the gallery 16 times as many: 1, 1, 3 and 10 pieces
+def test_search_and_vote_are_those_of_scikit_learn(k, chunk):
+    queries, gallery = points(53), points(301, seed=1)
+    labels = torch.arange(301) % 4
+    distances, indices = nearest_neighbors(queries, gallery, k, chunk=chunk)
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(gallery.numpy())
+    their_distances, their_indices = search.kneighbors(queries.numpy())
+    assert (indices.numpy() == their_indices).all() and indices.dtype == torch.int64
+    np.testing.assert_allclose(distances.numpy(), their_distances, rtol=1e-9)
+
+    ours = majority_vote(labels[indices], distances, 4).numpy()
+    classifier = KNeighborsClassifier(k, algorithm="brute").fit(gallery.numpy(), labels.numpy())
+    shares = np.sort(classifier.predict_proba(queries.numpy()), 1)
+    clear = shares[:, -1] > shares[:, -2]  # no tie
+    assert clear.sum() > 25 and (ours == classifier.predict(queries.numpy()))[clear].all()
+
+
+@pytest.mark.parametrize("chunk", [1024, 7, 1])
+@pytest.mark.parametrize("k", [1, 4, 39])
+def test_leave_one_out_is_the_loop_without_the_image_itself(chunk, k):
+    gallery = points(40)
+    gallery[20:30] = gallery[:10]  # a duplicate is still found
+    distances, indices = nearest_neighbors(gallery, gallery, k, chunk=chunk, exclude_self=True)
+    assert torch.equal(indices, reference.search(gallery, gallery, k, exclude_self=True))
+    assert (distances[20:30, 0] == 0).all() and (indices != torch.arange(40)[:, None]).all()
+    assert torch.equal(nearest_neighbors(gallery, gallery, 1)[0], torch.zeros(40, 1).double())
+
+
+@pytest.mark.parametrize("chunk", [1024, 2, 1])
+def test_equal_distances_keep_the_order_of_the_gallery(chunk):
+    gallery = points(8).repeat(9, 1)[torch.randperm(72, generator=torch.Generator().manual_seed(0))]
+    queries = points(6, seed=2)
+    _, indices = nearest_neighbors(queries, gallery, 12, chunk=chunk)
+    assert torch.equal(indices, reference.search(queries, gallery, 12))
+
+
+def test_a_gallery_of_one_image_many_times_gives_distances_of_0():
+    distances, indices = nearest_neighbors(torch.ones(40, 3), torch.ones(40, 3), 3, chunk=1, exclude_self=True)
+    assert (distances == 0).all() and (indices != torch.arange(40)[:, None]).all()
+    assert all(len(set(row)) == 3 for row in indices.tolist())
+
+
+def test_distances_are_true_far_from_the_origin_in_float32():
+    points32 = (1000 + 1e-3 * points(80)).float()  # float32 tells 6e-5 apart there
+    distances, indices = nearest_neighbors(points32[:20], points32[20:], 5)
+    exact = points32.double()
+    truth = torch.cdist(exact[:20], exact[20:], compute_mode="donot_use_mm_for_euclid_dist").topk(5, largest=False)
+    torch.testing.assert_close(distances.double(), truth.values, rtol=1e-5, atol=0)
+    assert distances.dtype == torch.float32
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+def test_search_is_exact_in_tight_normalised_classes(spread):
+    """As after training: more images in a tiny cluster than candidates to spare."""
+    centers = torch.nn.functional.normalize(points(3, 64), dim=1).repeat_interleave(60, 0)
+    features = torch.nn.functional.normalize(centers + spread / 8 * points(180, 64, seed=1), dim=1).float()
+    distances, indices = nearest_neighbors(features, features, 3, exclude_self=True)
+    exact = torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    truth = exact.fill_diagonal_(math.inf).topk(3, largest=False)
+    torch.testing.assert_close(distances.double(), truth.values, rtol=1e-3, atol=0)
+    assert (indices == truth.indices).float().mean() > 0.99
+
+
+def test_search_under_autocast_and_with_half_features():
+    queries, gallery = points(30, dtype=torch.float32), points(300, seed=1, dtype=torch.float32)
+    expected = nearest_neighbors(queries, gallery, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = nearest_neighbors(queries.requires_grad_(), gallery, 5)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert not found[0].requires_grad
+    halves = queries.half(), gallery.half()
+    low = nearest_neighbors(*halves, 5)
+    assert low[0].dtype == torch.float32
+    assert torch.equal(low[1], nearest_neighbors(halves[0].double(), halves[1].double(), 5)[1])
+
+
+def test_no_queries_give_an_empty_answer():
+    distances, indices = nearest_neighbors(torch.empty(0, 3), torch.ones(4, 3), 2)
+    assert distances.shape == indices.shape == (0, 2) and indices.dtype == torch.int64
+    assert majority_vote(indices, distances, 2).shape == (0,)
+
+
+def test_memory_is_bounded_by_the_chunk():
+    features = points(1000, 2)
+    with reference.LargestTensor() as largest:
+        nearest_neighbors(features, features, 5, chunk=20, exclude_self=True)
+    assert largest.numel == 20 * 16 * 20  # all distances would be 1,000,000
+
+
+@pytest.mark.parametrize(
+    "queries, gallery, options, told",
+    [
+        (torch.ones(3), torch.ones(4, 2), {}, "share D"),
+        (torch.ones(3, 2), torch.ones(4, 3), {}, "share D"),
+        (torch.ones(3, 2), torch.ones(4, 2), {"k": 0}, "1 <= k <= 4"),
+        (torch.ones(3, 2), torch.ones(4, 2), {"k": 5}, "1 <= k <= 4"),
+        (torch.ones(4, 2), torch.ones(4, 2), {"k": 4, "exclude_self": True}, "1 <= k <= 3"),
+        (torch.ones(3, 2), torch.ones(4, 2), {"exclude_self": True}, "3 and 4 rows"),
+        (torch.ones(3, 2), torch.ones(4, 2), {"chunk": 0}, "chunk"),
+        (torch.ones(3, 2), torch.ones(4, 2), {"chunk": -5}, "chunk"),
+        (torch.full((3, 2), math.nan), torch.ones(4, 2), {}, "NaN"),
+        (torch.ones(3, 2), torch.tensor([[1, 2], [1, math.inf]]), {}, "infinity"),
+    ],
+)
+def test_bad_searches_are_refused(queries, gallery, options, told):
+    with pytest.raises(ValueError, match=told):
+        nearest_neighbors(queries, gallery, **{"k": 1, **options})
+
+
+# Vote
+
+
+@pytest.mark.parametrize(
+    "labels, distances, winner",
+    [
+        ([1, 0], [1, 2], 1),  # scikit-learn: 0
+        ([0, 1], [2, 1], 1),  # not sorted
+        ([2, 1, 1, 2], [1, 2, 3, 4], 2),  # scikit-learn: 1
+        ([3, 1, 2, 2, 1], [1, 2, 3, 4, 5], 1),  # the nearest image has no say, its class is not tied
+        ([3, 0, 0], [1, 8, 9], 0),  # more votes beat a nearer neighbour
+        ([1, 0], [5, 5], 1),  # equally near: the first
+    ],
+)
+def test_a_tie_goes_to_the_class_of_the_nearest_tied_neighbour(labels, distances, winner):
+    assert majority_vote(torch.tensor([labels]), torch.tensor([distances]).float(), 4).tolist() == [winner]
+
+
+def test_scikit_learn_gives_the_tie_to_the_smallest_label_instead():
+    gallery, labels, query = torch.tensor([[1.0], [2.0]]), torch.tensor([1, 0]), torch.zeros(1, 1)
+    distances, indices = nearest_neighbors(query, gallery, 2)
+    theirs = KNeighborsClassifier(2, algorithm="brute").fit(gallery.numpy(), labels.numpy())
+    assert (majority_vote(labels[indices], distances, 2).item(), theirs.predict(query.numpy())[0]) == (1, 0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 9])
+def test_vote_is_the_loop(k):
+    generator = torch.Generator().manual_seed(k)
+    labels = torch.randint(4, (200, k), generator=generator)
+    distances = torch.rand(200, k, generator=generator)
+    expected = [reference.vote(*row) for row in zip(labels, distances, strict=True)]
+    assert majority_vote(labels, distances, 4).tolist() == expected
+    assert majority_vote(labels, distances, 99).tolist() == expected
+    assert majority_vote(labels.to(torch.uint8), distances, 4).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "labels, distances, told",
+    [
+        (torch.zeros(2, 3).long(), torch.zeros(2, 4), "K_p"),
+        (torch.zeros(3).long(), torch.zeros(3), "K_p"),
+        (torch.zeros(2, 0).long(), torch.zeros(2, 0), "K_p"),
+        (torch.tensor([[0, 3]]), torch.zeros(1, 2), r"0\.\.2"),
+        (torch.tensor([[0, -1]]), torch.zeros(1, 2), r"0\.\.2"),
+    ],
+)
+def test_bad_votes_are_refused(labels, distances, told):
+    with pytest.raises(ValueError, match=told):
+        majority_vote(labels, distances, 3)
