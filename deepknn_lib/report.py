@@ -60,6 +60,11 @@ def _exporter():
 def keep(executed, page: Path) -> None:
     """Write an executed notebook as HTML at `page`, and as a notebook beside it."""
     body, _ = _exporter().from_notebook_node(executed, {"metadata": {"name": page.stem}})
+    # nbconvert writes the same words for every image and leaves the alt text in the notebook unread
+    for output in [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]:
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", {}).get("alt", "figure")
+            body = body.replace("No description has been provided for this image", html.escape(alt), 1)
     for path, text in ((page, body), (page.with_suffix(".ipynb"), nbformat.writes(executed) + "\n")):
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -115,7 +115,8 @@ def folder_set(root, groups=None):
         for number in range(10):
             Image.new("L", (30, 20), 40 + 100 * c).save(root / name / f"{number}.png")
     if groups:
-        lines = [f"{name}/{number}.png,P{c}{number // 2}" for c, name in enumerate(("healthy", "ill")) for number in range(10)]
+        both = enumerate(("healthy", "ill"))
+        lines = [f"{name}/{number}.png,P{c}{number // 2}" for c, name in both for number in range(10)]
         (root / "groups.csv").write_text("\n".join(["file,patient_id", *lines]))
     return root
 

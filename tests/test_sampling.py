@@ -146,7 +146,7 @@ def test_over_many_epochs_every_image_comes_up(mode, seed):
     labels = long_tailed(seed)
     chance = generator(seed)
     seen = torch.zeros(len(labels), dtype=torch.int64)
-    for _ in range(30):
+    for _ in range(100):
         for batch in epoch_batches(labels, 40, mode=mode, min_per_class=3, generator=chance):
             seen += batch.bincount(minlength=len(labels))
     assert seen.min() > 0
