@@ -136,6 +136,11 @@ def method_title(method: str, k_predict: int) -> str:
     return METHODS[method].title if k_predict == 0 else f"{METHODS[method].title}, K_p = {k_predict}"
 
 
+def backbone_title(run) -> str:
+    """Backbone and where its weights come from, of a Run or of a results row."""
+    return f"{run.backbone}, " + ("from scratch" if run.weights == "none" else f"{run.weights} weights")
+
+
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A summary as people read it: `72.4 ± 0.6 [70.1, 74.5]`, one row a method."""
     out = pd.DataFrame(
@@ -220,13 +225,11 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Committed rows, one a run, as mean ± sd over seeds of runs that agree in everything else that matters."""
     keys = ["dataset", "split", "method", "k_predict", "backbone", "weights", "image_size", "epochs"]
     out = []
-    for values, group in rows.groupby(keys, sort=False, dropna=False):
-        row = dict(zip(keys, values, strict=True))
-        row = {
-            "dataset": row["dataset"],
-            "split": row["split"],
-            "method": method_title(row["method"], row["k_predict"]),
-        } | {"backbone": f"{row['backbone']} ({row['weights']} weights), {row['image_size']} px"}
+    for _, group in rows.groupby(keys, sort=False, dropna=False):
+        first = group.iloc[0]
+        row = {"dataset": first["dataset"], "split": first["split"]}
+        row["method"] = method_title(first["method"], first["k_predict"])
+        row["backbone"] = f"{backbone_title(first)}, {first['image_size']} px"
         for score, name in SCORES.items():
             sd = group[score].std()
             row[name] = f"{group[score].mean():.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")
