@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +45,20 @@ class Result:
     arrays: dict[str, np.ndarray]
     history: list[dict]
     record: dict
+    _predicted: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def predict(self, k_predict: int | None = None) -> np.ndarray:
         """Predicted classes of the test images, int64 (N,); `k_predict` defaults to the run's."""
         k_predict = self.run.k_predict if k_predict is None else k_predict
-        if k_predict == 0:
-            return self.arrays["test_logits"].argmax(1)
-        tensors = {
-            name: torch.from_numpy(self.arrays[name]) for name in ("train_features", "test_features", "train_labels")
-        }
-        distances, indices = nearest_neighbors(tensors["test_features"], tensors["train_features"], k_predict)
-        return majority_vote(tensors["train_labels"][indices], distances, len(self.record["class_names"])).numpy()
+        if k_predict not in self._predicted:
+            self._predicted[k_predict] = self._vote(k_predict) if k_predict else self.arrays["test_logits"].argmax(1)
+        return self._predicted[k_predict]
+
+    def _vote(self, k_predict: int) -> np.ndarray:
+        names = ("test_features", "train_features", "train_labels")
+        queries, gallery, labels = (torch.from_numpy(self.arrays[name]) for name in names)
+        distances, indices = nearest_neighbors(queries, gallery, k_predict)
+        return majority_vote(labels[indices], distances, len(self.record["class_names"])).numpy()
 
 
 def parts(run: Run) -> Dataset:

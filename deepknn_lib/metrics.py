@@ -4,6 +4,8 @@ All are plain numpy. Where a test set holds several images of one lesion or pati
 the bootstrap draws whole groups.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -78,25 +80,35 @@ def bootstrap(
     dict of ndarray, float64, (draws,)
         `acc`, `mcr`, `rs` in per cent (or in points, for a difference).
     """
-    labels, correct = np.asarray(labels), np.asarray(correct, dtype=np.float64)
-    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    rng = np.random.default_rng(seed)
+    labels, correct = np.asarray(labels, dtype=np.int64), np.asarray(correct, dtype=np.float64)
+    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
     hits, sizes = np.zeros((n_classes, draws)), np.zeros((n_classes, draws))
-    for c in range(n_classes):
-        members = labels == c
-        if not members.any():
-            continue
-        _, group = np.unique(groups[members], return_inverse=True)
-        n_groups = group.max() + 1
-        times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)  # how often each is drawn
-        hits[c] = times @ np.bincount(group, weights=correct[members], minlength=n_groups)
-        sizes[c] = times @ np.bincount(group, minlength=n_groups)
+    drawn = _resamples(labels.tobytes(), groups.astype(np.int64).tobytes(), n_classes, draws, seed)
+    for c, (members, group, times) in drawn.items():
+        hits[c] = times @ np.bincount(group, weights=correct[members], minlength=times.shape[1])
+        sizes[c] = times @ np.bincount(group, minlength=times.shape[1])
     recalls = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
     return {
         "acc": 100 * hits.sum(0) / sizes.sum(0),
         "mcr": 100 * np.nanmean(recalls, axis=0),
         "rs": 100 * recalls[smallest],
     }
+
+
+@lru_cache(maxsize=4)  # every method is judged on the same test images, and a draw is the slow part
+def _resamples(labels: bytes, groups: bytes, n_classes: int, draws: int, seed: int) -> dict[int, tuple]:
+    """For each class: its images, the group of each, and how often each group is drawn, float64 (draws, groups)."""
+    labels, groups = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
+    rng = np.random.default_rng(seed)
+    drawn = {}
+    for c in range(n_classes):
+        members = np.flatnonzero(labels == c)
+        if len(members):
+            _, group = np.unique(groups[members], return_inverse=True)
+            n_groups = group.max() + 1
+            times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
+            drawn[c] = members, group, times.astype(np.float64)
+    return drawn
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
