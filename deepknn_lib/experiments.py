@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -265,9 +266,8 @@ def _counts(part, data: Dataset) -> list[int]:
 
 def versions() -> str:
     """Versions that a result depends on, in one line."""
-    import timm
-
-    return f"python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, numpy {np.__version__}"
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy"))
+    return f"python {platform.python_version()}, {packages}"
 
 
 def commit() -> str:

@@ -31,7 +31,7 @@ class Outcome:
     def row(self) -> tuple[str, str, str, str]:
         """Name, minutes, runs cached or trained, state."""
         runs = ", ".join(f"{self.runs[how]} {how}" for how in ("trained", "cached") if self.runs[how])
-        return self.name, f"{self.seconds / 60:.1f}", runs or "-", self.state
+        return self.name, f"{self.seconds / 60:.1f}", "unchanged" * self.runs["unchanged"] or runs or "-", self.state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--failfast", action="store_true", help="stop at the first notebook that fails")
     add("--save-outputs", action="store_true",
         help="for maintainers: also store the outputs in notebooks/ (lesions, demo and its seeds only)")
+    parser.epilog = ("A notebook that passed is run again only when it, the library, the data or an option changed, or "
+                     "a file it made is gone. To run all again, remove the folder notebooks/ among the figures.")
 
 
 def _seeds(text: str) -> str:
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     int
         Exit status: 0 all passed, 1 one failed, 2 wrong options, 130 stopped by Ctrl-C.
     """
-    from deepknn_lib.report import keep, store_outputs, write_index
+    from deepknn_lib.report import keep, remember, stamp, store_outputs, unchanged, write_index
     from deepknn_lib.storage import figures_dir
 
     try:
@@ -88,13 +90,20 @@ def run(args: argparse.Namespace) -> int:
             os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # a kernel of this environment, not of the user's
             for path, notebook in sources.items():
                 outcomes.append(Outcome(path.stem, out / "notebooks" / f"{path.stem}.html"))
+                page, mark, started = outcomes[-1].page, stamp(notebook, parameters), time.time()
+                if not args.save_outputs and (earlier := unchanged(page, mark, out)):
+                    outcomes[-1].state, outcomes[-1].runs["unchanged"], began = "passed", 1, min(began, earlier)
+                    print(f"{path.stem}   unchanged since it passed", flush=True)
+                    continue
+                page.with_suffix(".json").unlink(missing_ok=True)
                 with Progress(outcomes[-1], guesses[path], events) as progress:
                     executed, trace = _execute(path, notebook, parameters, Path(scratch) / path.name)
                 progress.finish("failed" if trace else "passed", trace)
-                keep(executed, outcomes[-1].page)
+                keep(executed, page)
                 if trace and args.failfast:
                     break
                 if not trace:
+                    remember(page, mark, out, started)
                     _remember(f"{path.stem} {args.profile} {dataset}", outcomes[-1].seconds)
                     if args.save_outputs:
                         store_outputs(path, executed)
@@ -177,7 +186,6 @@ def _execute(path: Path, notebook, parameters: dict[str, str], target: Path) -> 
     except Exception as error:  # a kernel that died or did not start: the others go on all the same
         trace = f"{type(error).__name__}: {error}"
     return (_read(target) if target.is_file() else notebook), trace
-
 
 
 class Progress:

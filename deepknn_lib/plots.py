@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from PIL import Image
 
 from deepknn_lib.storage import figures_dir, whole_file
 from deepknn_lib.tables import SCORES, method_title
@@ -54,9 +55,10 @@ def save_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
         figure.savefig(temporary, metadata=about | {"Software": None})
     with whole_file(folder / f"{name}.pdf") as temporary:
         figure.savefig(temporary, metadata={"Title": title, "Subject": caption, "CreationDate": None})
-    shown = io.BytesIO()
-    figure.savefig(shown, format="png", dpi=100)
     plt.close(figure)
+    shown = io.BytesIO()
+    with Image.open(folder / f"{name}.png") as image:  # half the size is enough on a page, and drawing again is slow
+        image.reduce(2).save(shown, "png")
     return shown.getvalue()
 
 

@@ -2,7 +2,10 @@
 
 import datetime
 import functools
+import hashlib
 import html
+import json
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +18,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from deepknn_lib.runs import PROFILES
-from deepknn_lib.storage import whole_file
+from deepknn_lib.storage import repository, whole_file
 
 INJECTED = "injected-parameters"  # papermill's tag on the cell it adds
 
@@ -68,6 +71,40 @@ def keep(executed, page: Path) -> None:
     for path, text in ((page, body), (page.with_suffix(".ipynb"), nbformat.writes(executed) + "\n")):
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def stamp(notebook, parameters: dict[str, str]) -> str:
+    """Fingerprint of all a notebook's outputs come from: its cells, the library, the data, options and versions."""
+    from deepknn_lib.datasets import available
+    from deepknn_lib.experiments import versions
+
+    root = repository()
+    digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in notebook.cells]).encode())
+    for path in sorted([*root.glob("deepknn_lib/*.py"), *root.glob("data/paper/*"), *root.glob("data/results/*")]):
+        digest.update(path.read_bytes())
+    kind, _, folder = parameters["dataset"].partition(":")
+    files = sorted(Path(folder).rglob("*")) if kind == "folder" else []
+    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    given = {name: os.environ.get(name) for name in ("DEEPKNN_DATA", "DEEPKNN_WEIGHTS", "DEEPKNN_SKIN7_FOLDS")}
+    digest.update(repr([parameters, seen, given, available(), versions(), torch.cuda.is_available()]).encode())
+    return digest.hexdigest()
+
+
+def remember(page: Path, mark: str, out: Path, began: float) -> None:
+    """Note beside `page` what it was made from and which files in `out` were made with it."""
+    made = [str(file.relative_to(out)) for file in out.glob("**/*.*") if file.stat().st_mtime >= began]
+    with whole_file(page.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"stamp": mark, "began": began, "files": made}), encoding="utf-8")
+
+
+def unchanged(page: Path, mark: str, out: Path) -> float:
+    """When `page` was begun, if it was made from the same and all its files are still there; else 0."""
+    try:
+        note = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        good = note["stamp"] == mark and page.exists() and all((out / name).exists() for name in note["files"])
+        return float(note["began"]) if good else 0.0
+    except (OSError, ValueError, KeyError, TypeError):  # absent or spoilt: the notebook is run
+        return 0.0
 
 
 def store_outputs(path: Path, executed) -> None:

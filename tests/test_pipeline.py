@@ -276,3 +276,22 @@ def test_setup_without_network_says_what_to_do(checkout):
     done = sh("./run_all.sh", checkout, **offline)
     assert done.returncode != 0 and "check the network" in done.stderr, done.stderr
     assert (checkout / ".venv" / ".unfinished").exists() and not (checkout / ".venv" / ".deepknn-stamp").exists()
+
+
+def test_a_notebook_runs_again_only_when_something_changed(place, capsys):
+    path = write(place / "notebooks", "02_figure", FIGURE)
+
+    def ran():
+        assert pipeline.main([]) == 0
+        return "unchanged since it passed" not in capsys.readouterr().out
+
+    assert ran() and not ran()
+    (place / "figures" / "my loss.png").unlink()
+    assert ran() and not ran()
+    write(place / "notebooks", "02_figure", FIGURE, "print('more')")
+    assert ran() and not ran()
+    assert pipeline.main(["--seeds", "5"]) == 0
+    assert "unchanged since" not in capsys.readouterr().out
+    path.unlink()
+    write(place / "notebooks", "02_figure", "1/0")
+    assert pipeline.main([]) == 1 and pipeline.main([]) == 1  # what failed is never taken for done
