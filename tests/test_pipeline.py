@@ -201,13 +201,16 @@ def test_ctrl_c_ends_kernel_and_run(place):
     tell = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))"
     write(place / "notebooks", "00_long", tell, "time.sleep(60)")
     code = "import sys, deepknn_lib.pipeline as p; p.NOTEBOOKS = p.Path(sys.argv[1]); sys.exit(p.main([]))"
-    run = subprocess.Popen([sys.executable, "-c", code, place / "notebooks"], stdout=-1, stderr=-2, text=True)
-    deadline = time.monotonic() + 30
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, place / "notebooks"], stdout=-1, stderr=-2, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
+    deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
-    printed, _ = run.communicate(timeout=20)
+    printed, _ = run.communicate(timeout=40)
     assert run.returncode == 130 and "stopped" in printed and "Traceback" not in printed
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
