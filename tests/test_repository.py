@@ -86,7 +86,7 @@ def test_no_paths_of_a_machine_and_no_package_index(path):
     if path != Path(__file__).resolve():  # this file holds the patterns
         assert not (found := MACHINE.search(text)), text[max(0, found.start() - 60) : found.end() + 60]
         assert str(ROOT) not in text
-    assert not re.search(r"^\s*-*(extra-)?index-url|^\s*--find-links|^\s*--trusted-host", text, re.M)
+    assert not re.search(r"^\s*-*(extra-)?index[-]url|^\s*--find[-]links|^\s*--trusted-host", text, re.M)
 
 
 @each(files("*.sh", ".ci/run"))
@@ -274,3 +274,36 @@ def test_results_in_the_readme_are_those_of_the_committed_rows():
         split = {"paper": "by image", "grouped": "by lesion"}[row["split"]]
         cells = f"| {row['method']} | {split} | {row['Acc']} | {row['MCR']} | {row['RS']} |"
         assert cells in text, cells
+
+
+def readme_blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_python_in_the_readme_runs():
+    blocks = readme_blocks("python")
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        assert names["predicted"].shape == names["labels"].shape and names["features"].grad.isfinite().all()
+
+
+def test_the_readme_command_for_ones_own_images_runs(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    from PIL import Image
+
+    from deepknn_lib import cli
+
+    rng = np.random.default_rng(0)
+    for name, level in (("healthy", 60), ("ill", 160)):
+        (tmp_path / "path/to/my_images" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = (level + rng.integers(0, 60, (40, 50, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "path/to/my_images" / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    command = next(c for b in readme_blocks("bash") for c in b.splitlines() if c.startswith("python -m deepknn_lib run"))
+    arguments = command.split()[3:]
+    assert cli.main([*arguments, "--profile", "smoke", "--device", "cpu"]) == 0
+    assert (tmp_path / arguments[arguments.index("--out") + 1] / "model.safetensors").is_file()
+    assert '"k_predict": 5' in capsys.readouterr().out.splitlines()[-1]
