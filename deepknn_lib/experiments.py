@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -113,8 +113,6 @@ def execute(run: Run, device: str = "auto") -> Result:
 def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
     """Execute runs, each distinct training once: one after the other on a GPU, on CPUs side by side, a core each.
 
-    (On two cores two small networks with a core each train a fifth faster than one after the other with both.)
-
     Parameters
     ----------
     runs : iterable of Run
@@ -130,32 +128,43 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
     ValueError, FileNotFoundError, FloatingPointError
         From the first run that fails; those already done stay done.
     """
+    from tqdm import tqdm
+
     runs = list(runs)
     bases = [run.base for run in runs if run.base]
     waves = [list({run.key: run.trained for run in wave if not is_done(run)}.values()) for wave in (bases, runs)]
     waves[1] = [run for run in waves[1] if run.key not in {base.key for base in waves[0]}]
+    new = {run.key: run for wave in waves for run in wave}
     workers = min(os.cpu_count() or 1, max(map(len, waves)))
     if pick_device(device).type == "cuda" or workers <= 1:
-        for wave in waves:
-            for run in wave:
-                _ensure(run, device)
+        for run in {run.key: run for run in runs if run.key in new}.values():
+            _ensure(run, device)  # in the order asked for; a base is trained when the first run needs it
     else:
-        for run in {(r.dataset, r.split, r.fold, r.image_size): r for wave in waves for r in wave}.values():
+        for run in {(r.dataset, r.split, r.fold, r.image_size): r for r in new.values()}.values():
             parts(run)  # decoded once, here, not by every worker
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        told = bool(os.environ.get("DEEPKNN_PROGRESS"))  # whoever runs the notebooks shows every epoch himself
+        with (
+            ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
+            tqdm(total=len(new), desc="training", unit="run", disable=told) as bar,
+        ):
             for wave in waves:
                 futures = [pool.submit(_ensure, run, "cpu") for run in wave]
                 try:
-                    for future in futures:
+                    for future in as_completed(futures):
                         future.result()
+                        bar.update()
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
-    new = {run.key for wave in waves for run in wave}
     for run in {run.key: run for run in runs if run.key not in new}.values():
         _report(event="run", status="cached", label=run.label)
     return [load(run) for run in runs]
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several workers would write over one another's line
 
 
 def _ensure(run: Run, device: str) -> None:

@@ -31,7 +31,7 @@ METHODS = {
 }
 
 # Settings a profile gives to all its methods ("all"), and then to one. The learning rates, margins and samplings of `demo`
-# were chosen on a validation part of skin7's training images: data/results/skin7_tuning.csv has every trial.
+# were chosen on a validation part of skin7's training images: the trials are in data/results/skin7_tuning.csv.
 _SCRATCH = {
     "triplet": {"lr": 0.1, "margin": 0.5},
     "deep-knn": {"lr": 0.4, "sampling": "balanced"},
