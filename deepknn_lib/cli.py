@@ -1,4 +1,4 @@
-"""The command line: `python -m deepknn_lib notebooks | datasets | run | grid`. Argument parsing only."""
+"""The command line: `python -m deepknn_lib notebooks | datasets | run | grid | tune`. Argument parsing only."""
 
 import argparse
 import json
@@ -24,9 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
     grid = commands.add_parser(
         "grid", help="train and judge all methods, seeds and both splits; resumes where it stopped"
     )
-    for command in (run, grid):
+    tune = commands.add_parser("tune", help="run every method's trials on a validation part and write them down")
+    for command in (run, grid, tune):
         command.add_argument(
-            "--dataset", default="lesions", help="lesions, skin7 or folder:PATH (default: %(default)s)"
+            "--dataset", default="lesions", help="lesions, skin7, folder:PATH, … (default: %(default)s)"
         )
         command.add_argument("--profile", default="demo", choices=PROFILES, help="settings (default: %(default)s)")
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -34,14 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--split", default="paper", choices=("paper", "grouped"))
     run.add_argument("--fold", type=int, help="1 to 5, the fold to test on (default: 1)")
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--backbone", help="small-resnet or a timm model, such as resnet50 (default: the profile's)")
     run.add_argument("--epochs", type=int, help="default: the profile's")
-    run.add_argument(
-        "--weights", metavar="FILE", help="safetensors file, 'imagenet' or 'none' (default: the profile's)"
-    )
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy run.json, history.csv, features.npz and "
                      "model.safetensors there")  # fmt: skip
-    grid.add_argument("--methods", help="comma-separated (default: all)")
+    for command in (grid, tune):
+        command.add_argument("--methods", help="comma-separated (default: those of the paper's Table 2; tune: all)")
+    for command in (run, grid, tune):
+        command.add_argument("--backbone", help="small-resnet or a timm model, such as resnet50 (default: the profile's)")
+        command.add_argument("--weights", metavar="FILE", help="safetensors file, tag, 'imagenet' or 'none' (default: the "
+                             "profile's)")  # fmt: skip
+    tune.add_argument("--out", type=Path, required=True, metavar="FILE", help="add the trials to this CSV")
+    grid.add_argument("--splits", help="paper, grouped or both, comma-separated (default: both)")
     grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     return parser
@@ -76,9 +80,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from deepknn_lib.experiments import execute, folder_of
     from deepknn_lib.runs import make_run
 
-    given = {name: getattr(arguments, name) for name in ("split", "fold", "seed", "backbone", "epochs", "weights")}
     run = make_run(
-        arguments.dataset, arguments.method, arguments.profile, **{n: v for n, v in given.items() if v is not None}
+        arguments.dataset,
+        arguments.method,
+        arguments.profile,
+        **_given(arguments, "split", "fold", "seed", "backbone", "epochs", "weights"),
     )
     result = execute(run, arguments.device)
     if arguments.out:
@@ -86,6 +92,11 @@ def _run(arguments: argparse.Namespace) -> int:
     rows = tables.results_table([result])[["k_predict", "acc", "mcr", "rs"]]
     print(json.dumps({"run": run.key, "scores": rows.to_dict("records")}))
     return 0
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict:
+    """The options among `names` that were given."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
 def _grid(arguments: argparse.Namespace) -> int:
@@ -99,6 +110,9 @@ def _grid(arguments: argparse.Namespace) -> int:
         options["methods"] = arguments.methods.split(",")
     if arguments.seeds:
         options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
+    if arguments.splits:
+        options["split_names"] = arguments.splits.split(",")
+    options |= _given(arguments, "backbone", "weights")
     results = execute_all(grid(arguments.dataset, arguments.profile, **options), arguments.device)
     if arguments.out:
         with whole_file(arguments.out) as temporary:
@@ -107,4 +121,26 @@ def _grid(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"notebooks": _notebooks, "datasets": _datasets, "run": _run, "grid": _grid}
+def _tune(arguments: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from deepknn_lib import tables, tuning
+    from deepknn_lib.experiments import execute_all
+    from deepknn_lib.storage import whole_file
+
+    methods = arguments.methods.split(",") if arguments.methods else list(tuning.TRIALS.get(arguments.profile, {}))
+    changes = _given(arguments, "backbone", "weights")
+    runs = [r for m in methods for r in tuning.trials(arguments.dataset, arguments.profile, m, **changes)]
+    rows = tables.results_table(execute_all(runs, arguments.device))
+    if arguments.out.is_file():
+        rows = pd.concat([pd.read_csv(arguments.out), rows]).drop_duplicates(
+            [*tables.KEYS, *tables.SETTINGS, "k_predict", "evaluate_on"], keep="last"
+        )
+    with whole_file(arguments.out) as temporary:
+        rows.to_csv(temporary, index=False, float_format="%.6g")
+    chosen = tuning.best(rows)
+    print(tables.markdown(chosen[["method", "lr", "margin", "soft", "warmup", "normalize", "sampling", "acc", "mcr"]]))
+    return 0
+
+
+COMMANDS = {"notebooks": _notebooks, "datasets": _datasets, "run": _run, "grid": _grid, "tune": _tune}

@@ -4,15 +4,9 @@ import csv
 import json
 import multiprocessing
 import os
-import platform
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +14,10 @@ import torch
 
 from deepknn_lib import splits
 from deepknn_lib.datasets import Dataset, load_dataset
-from deepknn_lib.models import build_network
+from deepknn_lib.execution import carry_out, pick_device, report
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.runs import METHODS, Run
-from deepknn_lib.storage import data_dir, repository
-from deepknn_lib.training import collapsed, extract_features, fit
+from deepknn_lib.storage import data_dir
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Result:
     ----------
     arrays : dict of ndarray
         `train_features` (N, D), `train_labels`, `train_ids`, and the same of the test part with `test_groups`;
-        `test_logits` (N, C) where the network has a classifier.
+        `test_logits` (N, C) where there is a classifier.
     history : list of dict
         See `training.fit`; empty when nothing was trained.
     record : dict
@@ -140,7 +133,8 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
         for run in {run.key: run for run in runs if run.key in new}.values():
             _ensure(run, device)  # in the order asked for; a base is trained when the first run needs it
     else:
-        for run in {(r.dataset, r.split, r.fold, r.image_size): r for r in new.values()}.values():
+        on_images = [r for r in new.values() if not METHODS[r.method].on_features]
+        for run in {(r.dataset, r.split, r.fold, r.image_size): r for r in on_images}.values():
             parts(run)  # decoded once, here, not by every worker
         context = multiprocessing.get_context("spawn")
         told = bool(os.environ.get("DEEPKNN_PROGRESS"))  # whoever runs the notebooks shows every epoch himself
@@ -158,7 +152,7 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     for run in {run.key: run for run in runs if run.key not in new}.values():
-        _report(event="run", status="cached", label=run.label)
+        report(event="run", status="cached", label=run.label)
     return [load(run) for run in runs]
 
 
@@ -170,131 +164,11 @@ def _start_worker() -> None:
 def _ensure(run: Run, device: str) -> None:
     """Have the run done."""
     if is_done(run):
-        _report(event="run", status="cached", label=run.label)
+        report(event="run", status="cached", label=run.label)
     else:
-        _train(run.trained, folder_of(run), device)
-        _report(event="run", status="trained", label=run.trained.label)
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu or auto")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _train(run: Run, folder: Path, device: str) -> None:
-    from safetensors.torch import save_file
-
-    where = pick_device(device)
-    data = parts(run)
-    started = time.perf_counter()
-    loss = METHODS[run.method].loss
-    network = build_network(
-        run.backbone,
-        weights="none" if run.base else run.weights,
-        n_classes=len(data.class_names) if loss == "weighted-ce" else None,
-        normalize=run.normalize,
-        seed=run.seed,
-    )
-    if run.base:
-        _start_from(network, run.base, device)
-    network.to(where)
-    images = torch.from_numpy(data.train.images).to(where)
-    labels = torch.from_numpy(data.train.labels)
-    checkpoint = folder.with_name(folder.name + ".checkpoint.safetensors")
-    history = []
-    if loss:
-
-        def tell(row: dict) -> None:
-            active = "" if loss == "weighted-ce" else f", {row['active']:.0%} active"
-            spent = row["seconds"] + row["eval_seconds"]
-            text = f"{run.label}: epoch {row['epoch']}/{run.epochs}, loss {row['loss']:.3f}{active}, "
-            _report(event="epoch", text=f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
-
-        history = fit(network, images, labels, run.recipe, checkpoint=checkpoint, on_epoch=tell)
-    arrays = {}
-    for part, held in (("train", data.train), ("test", data.test)):
-        features = extract_features(network, torch.from_numpy(held.images).to(where))
-        if part == "test" and network.classifier is not None:
-            with torch.no_grad():
-                arrays["test_logits"] = network.classifier(features).float().cpu().numpy()
-        arrays |= {f"{part}_features": features.cpu().numpy(), f"{part}_labels": held.labels}
-        arrays |= {f"{part}_ids": held.ids, f"{part}_groups": held.groups}
-    record = {
-        "run": asdict(run),
-        "class_names": data.class_names,
-        "class_counts": {"train": _counts(data.train, data), "test": _counts(data.test, data)},
-        "smallest": data.info["smallest"],
-        "synthetic": data.info["synthetic"],
-        "collapsed": collapsed(history, run.recipe) if loss else False,
-        "seconds": time.perf_counter() - started,
-        "device": torch.cuda.get_device_name()
-        if where.type == "cuda"
-        else f"cpu ({torch.get_num_threads()} threads a run)",
-        "versions": versions(),
-        "commit": commit(),
-    }
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        np.savez(fresh / "features.npz", **arrays)
-        save_file({n: t.contiguous().cpu() for n, t in network.state_dict().items()}, fresh / "model.safetensors")
-        with open(fresh / "history.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
-            writer.writeheader()
-            writer.writerows(history)
-        (fresh / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        try:
-            fresh.rename(folder)
-        except OSError:  # another process finished the same run first; its entry is as good
-            if not (folder / "run.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    checkpoint.unlink(missing_ok=True)
-
-
-def _start_from(network: torch.nn.Module, base: Run, device: str) -> None:
-    """Put the backbone of the base run into `network`; its classifier is dropped, as the paper does for deep kNN*."""
-    from safetensors.torch import load_file
-
-    if not is_done(base):
-        _ensure(base, device)
-    state = load_file(folder_of(base) / "model.safetensors")
-    backbone = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
-    network.backbone.load_state_dict(backbone)
-
-
-def _counts(part, data: Dataset) -> list[int]:
-    return np.bincount(part.labels, minlength=len(data.class_names)).tolist()
-
-
-def versions() -> str:
-    """Versions that a result depends on, in one line."""
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy"))
-    return f"python {platform.python_version()}, {packages}"
-
-
-def commit() -> str:
-    """Short hash of the checkout's commit, with `+` when files differ from it; empty outside git."""
-    git = ["git", "-C", str(repository())]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _report(**event: str) -> None:
-    """Tell whoever runs the notebooks; in an interactive session epochs go to stderr, one line that is rewritten."""
-    path = os.environ.get("DEEPKNN_PROGRESS")
-    if path:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
-    elif event["event"] == "epoch" and sys.stderr.isatty():
-        print(f"\r\033[K{event['text']}", end="", file=sys.stderr, flush=True)
+        trained = run.trained
+        if trained.base and not is_done(trained.base):
+            _ensure(trained.base, device)
+        base = folder_of(trained.base) if trained.base else None
+        carry_out(trained, lambda: parts(trained), folder_of(run), base, device)
+        report(event="run", status="trained", label=run.trained.label)

@@ -8,7 +8,7 @@ gives every hinge, so that training can say how many are active; `*_loss` is the
 import torch
 from torch import Tensor
 
-from deepknn_lib.neighbors import batch_distances, check_batch, mine
+from deepknn_lib.neighbors import Neighbors, batch_distances, check_batch, mine
 
 
 def _check(features: Tensor, labels: Tensor, margin: float, **counts: int) -> None:
@@ -17,15 +17,17 @@ def _check(features: Tensor, labels: Tensor, margin: float, **counts: int) -> No
         raise ValueError(f"margin must be a finite number of at least 0, got {margin!r}")
 
 
-def distances_to(features: Tensor, indices: Tensor) -> Tensor:
+def distances_to(features: Tensor, indices: Tensor, anchors: int | None = None) -> Tensor:
     """Euclidean distance of every anchor to the batch's images `indices` (B, K): float32 or float64 (B, K).
+
+    With `anchors` only the first so many images of the batch are anchors, and `indices` has a row for each.
 
     From differences, in float32 or better also inside autocast: the short form |a|² + |b|² − 2ab would lose a
     near-duplicate's distance to cancellation, and the gradient with it. The gradient at distance 0 is 0.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return torch.linalg.vector_norm(features[:, None] - features[indices], dim=2)
+        return torch.linalg.vector_norm(features[:anchors, None] - features[indices], dim=2)
 
 
 def masked_mean(terms: Tensor, valid: Tensor) -> Tensor:
@@ -42,6 +44,20 @@ def deep_knn_terms(
     positive = distances_to(features, near.positive)  # ‖f(x_i) − f(y_k)‖, (B, K)
     negative = distances_to(features, near.negative)  # ‖f(x_i) − f(z_m)‖, (B, M)
     terms = (positive[:, :, None] + margin - negative[:, None, :]).relu()  # [d]₊ = max(0, d), Eq. 2
+    return terms, near.positive_valid[:, :, None] & near.negative_valid[:, None, :]
+
+
+def whole_set_terms(features: Tensor, near: Neighbors, margin: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Eq. 2 with neighbours from the whole training set (Fig. 1, left): (A, K, M) hinges, and which of them exist.
+
+    `features` (A·(1 + K + M), D): the A anchors, then each anchor's K positives, then each one's M negatives. Of `near`, the
+    anchors' rows of `neighbors.whole_set_neighbors`, only the masks are read.
+    """
+    (anchors, k), m = near.positive_valid.shape, near.negative_valid.shape[1]
+    rows = torch.arange(anchors * k, device=features.device).view(anchors, k) + anchors
+    columns = torch.arange(anchors * m, device=features.device).view(anchors, m) + anchors * (1 + k)
+    positive, negative = distances_to(features, rows, anchors), distances_to(features, columns, anchors)
+    terms = (positive[:, :, None] + margin - negative[:, None, :]).relu()
     return terms, near.positive_valid[:, :, None] & near.negative_valid[:, None, :]
 
 
@@ -80,17 +96,22 @@ def deep_knn_loss(features: Tensor, labels: Tensor, k: int = 5, m: int = 5, marg
     return masked_mean(terms, valid)
 
 
-def batch_hard_terms(features: Tensor, labels: Tensor, margin: float = 0.2) -> tuple[Tensor, Tensor]:
-    """One hinge an anchor, from its furthest positive and nearest negative: (B, 1, 1), and which of them exist."""
+def batch_hard_terms(
+    features: Tensor, labels: Tensor, margin: float = 0.2, soft: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One term an anchor, from its furthest positive and nearest negative: (B, 1, 1), and which of them exist."""
     _check(features, labels, margin)
     distances = batch_distances(features)
     near, far = mine(distances, labels, 1, 1), mine(-distances, labels, 1, 1)
     positive, negative = distances_to(features, far.positive), distances_to(features, near.negative)
-    terms = (positive + margin - negative).relu()
+    gap = positive - negative
+    terms = torch.nn.functional.softplus(gap) if soft else (gap + margin).relu()
     return terms[:, :, None], (far.positive_valid & near.negative_valid)[:, :, None]
 
 
-def batch_hard_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.2) -> Tensor:
+def batch_hard_triplet_loss(
+    features: Tensor, labels: Tensor, margin: float = 0.2, soft: bool = False
+) -> Tensor:
     r"""The traditional triplet loss the paper compares with: furthest positive, nearest negative, in the batch.
 
     .. math:: L = \frac{1}{N} \sum_i [\,\max_{p} \|f(x_i) - f(p)\| + \alpha - \min_{n} \|f(x_i) - f(n)\|\,]_+
@@ -102,7 +123,9 @@ def batch_hard_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.
     features : Tensor, floating point, (B, D)
     labels : Tensor, integer, (B,)
     margin : float
-        α, in units of the features' Euclidean distance.
+        α, in units of the features' Euclidean distance; not used when `soft`.
+    soft : bool
+        Their soft margin: ln(1 + exp(d)) in place of [d + α]₊, which never stops pulling.
 
     Returns
     -------
@@ -114,7 +137,7 @@ def batch_hard_triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.
     ValueError
         If a shape, a dtype or the margin is off.
     """
-    terms, valid = batch_hard_terms(features, labels, margin)
+    terms, valid = batch_hard_terms(features, labels, margin, soft)
     return masked_mean(terms, valid)
 
 

@@ -7,6 +7,12 @@ import torch
 from torch import Tensor, nn
 
 SMALL = "small-resnet"  # a ResNet-10 of quarter width that a CPU core trains in a minute or two; not a timm name
+# Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
+SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
+PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
+
+# The ImageNet weights of the paper's time; timm's default for some of these names is a later, stronger training.
+_IMAGENET = {"vgg19": "tv_in1k", "resnet50": "tv_in1k", "resnet18": "tv_in1k", "densenet121": "tv_in1k"}
 
 NORMALIZE = ("none", "l2", "batch-l2")
 
@@ -43,22 +49,69 @@ class Network(nn.Module):
         return features if self.normalize == "none" else nn.functional.normalize(features, dim=1)
 
 
+def _vgg() -> nn.Sequential:
+    """VGG in small: a stack of 3×3 convolutions without shortcuts, pooling in between, D = 128."""
+    layers, channels = [], 3
+    for width, pool in ((16, True), (32, True), (64, False), (64, True), (128, False), (128, True)):
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+        layers += [nn.MaxPool2d(2)] * pool  # before the normalisation, which is then a quarter of the work
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _mlp(n_inputs: int) -> nn.Sequential:
+    """The paper's "three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice."""
+    hidden = [
+        layer
+        for before, after in ((n_inputs, 512), (512, 256))
+        for layer in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(*hidden, nn.Linear(256, 128))
+
+
+def _small(name: str) -> tuple[nn.Module, int]:
+    """One of `SMALL_BACKBONES` and its D."""
+    if name == "small-vgg":
+        return _vgg(), 128
+    if name == "small-densenet":
+        from timm.models.densenet import DenseNet
+
+        dense = DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
+        return dense, dense.num_features
+    from timm.models.resnet import BasicBlock, ResNet
+
+    attention = {"block_args": {"attn_layer": "se"}} if name == "small-seresnet" else {}
+    small = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
+    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, **small, **attention), 128
+
+
 def build_network(
-    name: str, *, weights: str = "none", n_classes: int | None = None, normalize: str = "none", seed: int = 0
+    name: str,
+    *,
+    weights: str = "none",
+    n_classes: int | None = None,
+    normalize: str = "none",
+    seed: int = 0,
+    n_inputs: int | None = None,
 ) -> Network:
     """A network on the backbone `name`.
 
     Parameters
     ----------
     name : str
-        `small-resnet`, or any model of timm (`resnet50`, `vgg19`, `densenet121`, `seresnet50`, …).
+        One of `SMALL_BACKBONES`, `mlp` (for feature vectors), or any model of timm (`resnet50`, `vgg19`, …).
     weights : str
         `none`: initialised from `seed`. `imagenet`: `<name>.safetensors` from the folder `DEEPKNN_WEIGHTS` if it
-        is set, else timm's pretrained weights, which timm downloads. Any other value is a safetensors file.
+        is set, else timm's pretrained weights, which timm downloads. Another word is a tag: the file
+        `<name>.<tag>.safetensors` in that folder, else timm's weights of that tag (`a1_in1k`). What ends in
+        `.safetensors` is a file.
     n_classes, normalize
         See `Network`.
     seed : int
         Of every weight that is not loaded.
+    n_inputs : int
+        Length of the feature vectors, for `mlp`.
 
     Raises
     ------
@@ -68,21 +121,23 @@ def build_network(
         If the weights are not to be had; the message says both ways to get them.
     """
     import timm
-    from timm.models.resnet import BasicBlock, ResNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == SMALL:
-            backbone = ResNet(
-                BasicBlock, (1, 1, 1, 1), num_classes=0, channels=(16, 32, 64, 128), stem_type="deep", stem_width=8
-            )
+        if name == "mlp":
+            if not n_inputs:
+                raise ValueError("the backbone 'mlp' maps feature vectors; n_inputs must say how long they are")
+            backbone, n_features = _mlp(n_inputs), 128
+        elif name in SMALL_BACKBONES:
+            backbone, n_features = _small(name)
         elif timm.is_model(name):
             backbone = timm.create_model(name, num_classes=0)
+            # timm's num_features can differ from what its pooled head puts out (VGG)
+            n_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         else:
             close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
-            raise ValueError(f"unknown backbone {name!r}; use {SMALL!r} or a timm model name (close: {close})")
-        # timm's num_features can differ from what its pooled head puts out (VGG)
-        n_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+            own = ", ".join(SMALL_BACKBONES)
+            raise ValueError(f"unknown backbone {name!r}; use {own} or a timm model name (close: {close})")
         network = Network(backbone, n_features, n_classes, normalize)
     if weights != "none":
         _load(backbone, name, weights)
@@ -93,21 +148,13 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
     from safetensors.torch import load_file
 
     folder = os.environ.get("DEEPKNN_WEIGHTS")
-    if weights != "imagenet":
+    file_name = f"{name}.safetensors" if weights == "imagenet" else f"{name}.{weights}.safetensors"
+    if weights.endswith(".safetensors"):
         path = Path(weights)
-    elif folder:
-        path = Path(folder) / f"{name}.safetensors"
+    elif folder and (weights == "imagenet" or (Path(folder) / file_name).is_file()):
+        path = Path(folder) / file_name
     else:
-        import timm
-
-        try:
-            state = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-        except Exception as error:  # the hub raises a different error for every way of being out of reach
-            raise FileNotFoundError(
-                f"no ImageNet weights for {name!r}: timm could not download them ({type(error).__name__}: {error}). "
-                f"Either connect to the internet, or set DEEPKNN_WEIGHTS to a folder holding {name}.safetensors"
-            ) from error
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(_from_timm(name, weights, file_name))
         return
     if not path.is_file():
         raise FileNotFoundError(
@@ -118,6 +165,20 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
     missing, unexpected = backbone.load_state_dict(state, strict=False)
     # a classifier is not wanted here, and counters of batches are not always stored
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in unexpected if not key.startswith(("fc.", "classifier.", "head."))]
+    unexpected = [key for key in unexpected if not key.startswith(("fc.", "classifier.", "head.", "last_linear."))]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit {name}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+def _from_timm(name: str, weights: str, file_name: str) -> dict[str, Tensor]:
+    """Pretrained weights as timm downloads them, or keeps them from an earlier download."""
+    import timm
+
+    tag = _IMAGENET.get(name, "") if weights == "imagenet" else weights
+    try:
+        return timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # the hub raises a different error for every way of being out of reach
+        raise FileNotFoundError(
+            f"no {weights!r} weights for {name!r}: timm could not download them ({type(error).__name__}: {error}). "
+            f"Either connect to the internet, or set DEEPKNN_WEIGHTS to a folder holding {file_name}"
+        ) from error

@@ -189,6 +189,47 @@ def nearest_neighbors(
 
 
 @torch.no_grad()
+def whole_set_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5) -> Neighbors:
+    """K nearest images of the same class and M nearest of other classes in a whole training set (Fig. 1, left).
+
+    Class by class with `nearest_neighbors`, so that memory is bounded whatever the size of the set.
+
+    Parameters
+    ----------
+    features : Tensor, floating point, (N, D)
+    labels : Tensor, integer, (N,)
+        On the device of the features.
+    k, m : int
+        The paper's K and M; at least 1.
+
+    Returns
+    -------
+    Neighbors
+        As of `batch_neighbors`, with indices into the set.
+
+    Raises
+    ------
+    ValueError
+        If a shape, a dtype or a count is off, or a feature is not finite.
+    """
+    check_batch(features, labels, k=k, m=m)
+    shape = len(features)
+    found = [torch.zeros(shape, count, dtype=torch.int64, device=features.device) for count in (k, m)]
+    valid = [torch.zeros_like(index, dtype=torch.bool) for index in found]
+    for c in labels.unique():
+        inside = labels == c
+        members, others = inside.nonzero().squeeze(1), (~inside).nonzero().squeeze(1)
+        for side, (gallery, wanted, itself) in enumerate(((members, k, True), (others, m, False))):
+            count = min(wanted, len(gallery) - itself)
+            if count < 1:
+                continue
+            _, nearest = nearest_neighbors(features[members], features[gallery], count, exclude_self=itself)
+            found[side][members, :count] = gallery[nearest]
+            valid[side][members, :count] = True
+    return Neighbors(found[0], found[1], valid[0], valid[1])
+
+
+@torch.no_grad()
 def majority_vote(labels: Tensor, distances: Tensor, n_classes: int) -> Tensor:
     """The class most frequent among a query's neighbours; a tie goes to the class of the nearest tied neighbour.
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from deepknn_lib import plots, tables
-from deepknn_lib.experiments import pick_device, versions
+from deepknn_lib.execution import pick_device, versions
 from deepknn_lib.runs import PROFILES
 from deepknn_lib.storage import figures_dir
 

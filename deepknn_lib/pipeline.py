@@ -127,7 +127,7 @@ def _check(args: argparse.Namespace) -> str:
     if argument and not Path(argument).expanduser().is_dir():
         raise ValueError(f"--dataset: no folder {argument!r}; give one with a sub-folder for each class")
     if args.device == "cuda":
-        from deepknn_lib.experiments import pick_device
+        from deepknn_lib.execution import pick_device
 
         pick_device("cuda")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):

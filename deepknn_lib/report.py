@@ -76,7 +76,7 @@ def keep(executed, page: Path) -> None:
 def stamp(notebook, parameters: dict[str, str]) -> str:
     """Fingerprint of all a notebook's outputs come from: its cells, the library, the data, options and versions."""
     from deepknn_lib.datasets import available
-    from deepknn_lib.experiments import versions
+    from deepknn_lib.execution import versions
 
     root = repository()
     digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in notebook.cells]).encode())

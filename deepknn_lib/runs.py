@@ -5,20 +5,24 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
-from deepknn_lib.models import SMALL
+from deepknn_lib.models import PAPER_BACKBONES, SMALL, SMALL_BACKBONES
 from deepknn_lib.training import Recipe
 
-CODE = 1  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
+CODE = 2  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
 
 
 @dataclass(frozen=True)
 class Method:
-    """What sets a method apart; `loss=None`: nothing is trained. `base`: the method whose network it starts from."""
+    """What sets a method apart; `loss=None`: nothing is trained.
+
+    `base`: the method whose network it starts from or, `on_features`, whose features it is trained on (Table 3).
+    """
 
     title: str
     loss: str | None
     votes: tuple[int, ...] = (1, 5)  # the values of K_p reported; 0 is the network's own softmax classifier
     base: str | None = None
+    on_features: bool = False
 
 
 METHODS = {
@@ -28,25 +32,58 @@ METHODS = {
     "weighted-ce": Method("weighted cross-entropy", "weighted-ce", votes=(0,)),
     "ce-knn": Method("kNN, cross-entropy features", None, base="weighted-ce"),
     "deep-knn-ft": Method("deep kNN*, from cross-entropy", "deep-knn", base="weighted-ce"),
+    "deep-knn-global": Method("deep kNN, whole-set search", "deep-knn"),
+    "nca": Method("NCA", "nca", base="knn", on_features=True),
+    "lmnn": Method("LMNN", "lmnn", base="knn", on_features=True),
+    "mlp-triplet": Method("MLP + triplet", "triplet", base="knn", on_features=True),
+    "mlp-ce": Method("MLP + cross-entropy", "weighted-ce", votes=(0, 1, 5), base="knn", on_features=True),
+    "mlp-deep-knn": Method("MLP + deep kNN", "deep-knn", base="knn", on_features=True),
 }
+TABLE2 = ("knn", "triplet", "deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
+TABLE3 = ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce", "mlp-deep-knn")
+TABLE4 = ("ce-knn", "deep-knn")
 
-# Settings a profile gives to all its methods ("all"), and then to one. The learning rates, margins and samplings of `demo`
-# were chosen on a validation part of skin7's training images: the trials are in data/results/skin7_tuning.csv.
+# Settings a profile gives to all its methods ("all"), then to one data set, then to one method. Learning rates, margins and
+# samplings of `demo` were chosen on a validation part of skin7's training images, those of the MLPs on features of them, by
+# the same number of trials each: data/results/skin7_tuning.csv.
+_MLP = {"epochs": 30, "lr_decay_every": 10}
 _SCRATCH = {
     "triplet": {"lr": 0.1, "margin": 0.5},
     "deep-knn": {"lr": 0.4, "sampling": "balanced"},
     "deep-knn-ft": {"lr": 0.1, "sampling": "balanced"},
+    "deep-knn-global": {"lr": 0.4, "sampling": "balanced"},
     "weighted-ce": {"lr": 0.05},
+    "mlp-triplet": _MLP | {"lr": 0.05},
+    "mlp-ce": _MLP | {"lr": 0.01},
+    "mlp-deep-knn": _MLP | {"lr": 0.1},
 }
+_SD198 = {"batch_size": 90, "classes_per_batch": 9, "sampling": "balanced"}  # as published: 9 classes × 10 images
 PROFILES = {
-    "smoke": {"all": {"image_size": 32, "epochs": 1, "lr_decay_every": 1}, "seeds": (0, 1)} | _SCRATCH,
-    "demo": {"all": {"image_size": 48, "epochs": 16, "lr_decay_every": 4}, "seeds": (0, 1, 2)}
+    "smoke": {
+        "all": {"image_size": 32, "epochs": 1, "lr_decay_every": 1},
+        "seeds": (0, 1),
+        "short": {"epochs": 1},
+        "backbones": SMALL_BACKBONES,
+    }
+    | {method: settings | {"epochs": 1} for method, settings in _SCRATCH.items()},
+    "demo": {
+        "all": {"image_size": 48, "epochs": 16, "lr_decay_every": 4},
+        "seeds": (0, 1, 2),
+        "short": {"epochs": 8, "lr_decay_every": 2},
+        "backbones": SMALL_BACKBONES,
+        "sd198": _SD198,
+    }
     | _SCRATCH
     | {"deep-knn-ft": _SCRATCH["deep-knn-ft"] | {"epochs": 8, "lr_decay_every": 2}},
     "paper": {
         "all": {"image_size": 256, "epochs": 60, "backbone": "resnet50", "weights": "imagenet"},
         "seeds": (0, 1, 2),
-    },
+        "short": {"epochs": 30, "lr_decay_every": 10},
+        "backbones": PAPER_BACKBONES,
+        "sd198": _SD198 | {"epochs": 90, "lr_decay_every": 30},
+        "triplet": {"soft": True, "warmup": 2},
+    }
+    | {method: _SCRATCH[method] for method in ("mlp-triplet", "mlp-ce", "mlp-deep-knn")},
 }
 
 
@@ -67,13 +104,14 @@ class Run:
     seed : int
         Of initialisation, batches and crops.
     k_predict : int
-        The paper's K_p, neighbours that vote; 0 is the network's own classifier (`weighted-ce` only).
+        The paper's K_p, neighbours that vote; 0 is the network's own classifier (cross-entropy only).
     normalize : str
         See `models.Network`; the same in training and in the search afterwards.
     evaluate_on : {"test", "validation"}
         `validation`: a fifth of the training part is held out and judged instead; for choosing settings.
     base : Run, optional
-        The run whose network this one starts from (`deep-knn-ft`) or searches with (`ce-knn`).
+        The run whose network this one starts from (`deep-knn-ft`) or searches with (`ce-knn`), or whose features it
+        is trained on (Table 3).
     """
 
     dataset: str = "lesions"
@@ -88,6 +126,8 @@ class Run:
     m: int = 5
     k_predict: int = 5
     margin: float = 0.2
+    soft: bool = False
+    search_every: int = 0
     normalize: str = "batch-l2"
     epochs: int = 12
     batch_size: int = 96
@@ -96,6 +136,7 @@ class Run:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    warmup: int = 0
     lr_decay_every: int = 20
     evaluate_on: str = "test"
     base: "Run | None" = None
@@ -103,8 +144,10 @@ class Run:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.k_predict < 0 or (self.k_predict == 0 and self.method != "weighted-ce"):
-            raise ValueError(f"k_predict must be at least 1, got {self.k_predict} (0 is for weighted-ce's own classifier)")
+        if self.k_predict < 0 or (self.k_predict == 0 and METHODS[self.method].loss != "weighted-ce"):
+            raise ValueError(f"k_predict must be at least 1, got {self.k_predict} (0 is for cross-entropy's own classifier)")
+        if (METHODS[self.method].loss == "deep-knn") < bool(self.search_every):
+            raise ValueError(f"{self.method} searches no neighbours while it trains; leave search_every at 0")
         if self.evaluate_on not in ("test", "validation"):
             raise ValueError(f"evaluate_on is 'test' or 'validation', got {self.evaluate_on!r}")
         if (METHODS[self.method].base is None) != (self.base is None):
@@ -125,15 +168,17 @@ class Run:
     def key(self) -> str:
         """Name of the cache entry: the same for runs that differ only in how many neighbours vote."""
         run = self.trained
+        loss = METHODS[run.method].loss
         what = asdict(run) | {"k_predict": None, "code": CODE}
         if run.base:
             what["base"] = run.base.key
-        if METHODS[run.method].loss is None:  # nothing is trained: its settings do not matter
+        if loss is None:  # nothing is trained: its settings do not matter, and the seed only where weights are drawn
             what = {n: v for n, v in what.items() if n not in {f.name for f in fields(Recipe)} - {"seed"}}
-        elif METHODS[run.method].loss == "weighted-ce":
-            what = {n: v for n, v in what.items() if n not in {"k", "m", "margin"}}
+            what["seed"] = run.seed if run.weights == "none" else 0
+        elif loss == "weighted-ce":
+            what = {n: v for n, v in what.items() if n not in {"k", "m", "margin", "soft", "search_every"}}
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-        return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{run.seed}-{digest}"
+        return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{what['seed']}-{digest}"
 
     @property
     def label(self) -> str:
@@ -156,12 +201,15 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     unknown = set(changes) - {f.name for f in fields(Run)}
     if unknown:
         raise ValueError(f"a Run has no field {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(Run))}")
-    settings = PROFILES[profile]["all"] | PROFILES[profile].get(method, {})
+    own = PROFILES[profile]
+    settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
     base = METHODS[method].base
     if METHODS[method].loss is None:
         settings = {"normalize": "none"} | settings
-    if method == "weighted-ce":  # its features are not searched while it trains, and its batches need no positives
-        settings = {"normalize": "none", "sampling": "random"} | settings
+    if METHODS[method].loss == "weighted-ce":  # its features are not searched in training; batches need no positives
+        settings = {"normalize": "none"} | settings | {"sampling": "random", "classes_per_batch": None}
+    if method == "deep-knn-global":
+        settings = {"search_every": 20} | settings
     if base:
         shared = {
             n: v
@@ -176,14 +224,15 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
 def grid(
     dataset: str,
     profile: str = "demo",
-    methods: Iterable[str] = tuple(METHODS),
+    methods: Iterable[str] = TABLE2,
     split_names: Iterable[str] = ("paper", "grouped"),
     seeds: Iterable[int] | None = None,
+    **changes,
 ) -> list[Run]:
-    """The runs of a comparison, ordered so that every seed finished is a whole comparison."""
+    """The runs of a comparison, ordered so that every seed finished is a whole comparison; `changes` as in `make_run`."""
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     return [
-        make_run(dataset, method, profile, split=split, seed=seed)
+        make_run(dataset, method, profile, split=split, seed=seed, **changes)
         for seed in seeds
         for split in split_names
         for method in methods

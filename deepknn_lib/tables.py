@@ -11,8 +11,17 @@ from deepknn_lib.runs import METHODS
 from deepknn_lib.storage import figures_dir, repository, whole_file
 
 SCORES = {"acc": "Acc", "mcr": "MCR", "rs": "RS"}
-_SETTINGS = ("image_size", "seed", "normalize", "epochs", "batch_size", "sampling", "k", "m", "margin", "lr")
-_NOT_TRAINED = ("epochs", "batch_size", "sampling", "k", "m", "margin", "lr")
+_NOT_TRAINED = (
+    "epochs", "batch_size", "sampling", "k", "m", "margin", "soft", "search_every", "lr", "warmup", "lr_decay_every",
+)  # fmt: skip
+SETTINGS = ("image_size", "seed", "normalize", *_NOT_TRAINED)
+_UNUSED = {
+    "weighted-ce": ("k", "m", "margin", "soft", "search_every"),
+    "triplet": ("k", "m", "search_every"),
+    "deep-knn": ("soft",),
+}
+KEYS = ("dataset", "split", "fold", "method", "backbone", "weights")
+_LINEAR = ("nca", "lmnn")  # trained, but not by gradient steps on batches
 
 
 def results_table(results: Iterable[Result]) -> pd.DataFrame:
@@ -21,11 +30,11 @@ def results_table(results: Iterable[Result]) -> pd.DataFrame:
     for result in results:
         run, record, names = result.run, result.record, result.record["class_names"]
         labels, loss = result.arrays["test_labels"], METHODS[run.trained.method].loss
-        unused = _NOT_TRAINED if loss is None else ("k", "m", "margin") if loss == "weighted-ce" else ()
+        unused = _NOT_TRAINED if loss is None or loss in _LINEAR else _UNUSED.get(loss, ())
         for k_predict in METHODS[run.method].votes:
             predictions = result.predict(k_predict)
-            row = {n: getattr(run, n) for n in ("dataset", "split", "fold", "method", "backbone", "weights")}
-            row |= {n: None if n in unused else getattr(run.trained, n) for n in _SETTINGS}
+            row = {n: getattr(run, n) for n in KEYS}
+            row |= {n: None if n in unused else getattr(run.trained, n) for n in SETTINGS}
             row |= {"k_predict": k_predict, "evaluate_on": run.evaluate_on}
             row |= {"n_train": len(result.arrays["train_labels"]), "n_test": len(labels)}
             row |= metrics.scores(labels, predictions, len(names), record["smallest"])
@@ -39,11 +48,8 @@ def results_table(results: Iterable[Result]) -> pd.DataFrame:
 
 def history_table(results: Iterable[Result]) -> pd.DataFrame:
     """Every epoch of every run that trained something, in long form."""
-    keys = ("dataset", "split", "fold", "method", "backbone", "weights", "seed")
-    rows = [
-        {n: getattr(r.run, n) for n in keys} | row for r in results if METHODS[r.run.method].loss for row in r.history
-    ]
-    return pd.DataFrame(rows)
+    trained = [r for r in results if METHODS[r.run.method].loss]
+    return pd.DataFrame([{n: getattr(r.run, n) for n in (*KEYS, "seed")} | row for r in trained for row in r.history])
 
 
 def select(results: Iterable[Result], **fields) -> list[Result]:
@@ -68,19 +74,19 @@ def _draws(results: list[Result], correct: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summary(results: Iterable[Result]) -> pd.DataFrame:
-    """Per data set, split, method and K_p: mean and sd over seeds, and a 95 % bootstrap interval of the mean.
+    """Per data set, split, backbone, method and K_p: mean and sd over seeds, and a 95 % bootstrap interval of the mean.
 
     The interval answers "what if the test set had been drawn again?" for the mean of these seeds; the sd answers
     "what if the seed had been another?". With a single seed sd is NaN.
     """
     results = list(results)
     table = results_table(results)
-    keys = ["dataset", "split", "method", "k_predict"]
+    keys = ["dataset", "split", "backbone", "method", "k_predict"]
     rows = []
-    for (dataset, split, method, k_predict), group in table.groupby(keys, sort=False):
-        of_group = select(results, dataset=dataset, split=split, method=method)
-        draws = _draws(of_group, _correct(of_group, int(k_predict)))
-        row = dict(zip(keys, (dataset, split, method, int(k_predict)), strict=True)) | {"seeds": len(group)}
+    for values, group in table.groupby(keys, sort=False):
+        row = dict(zip(keys, values, strict=True)) | {"seeds": len(group)}
+        of_group = select(results, **{n: row[n] for n in ("dataset", "split", "backbone", "method")})
+        draws = _draws(of_group, _correct(of_group, row["k_predict"]))
         for score in SCORES:
             low, high = metrics.interval(draws[score])
             row |= {
@@ -93,40 +99,52 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired(results: Iterable[Result], split: str, a: tuple[str, int], b: tuple[str, int]) -> pd.DataFrame:
-    """Difference a − b on the same test images, with a 95 % paired bootstrap interval.
+def paired(
+    first: list[Result], second: list[Result], k_first: int = 5, k_second: int = 5, level: float = 0.95
+) -> pd.DataFrame:
+    """Difference of two methods on the same test images and seeds, with a paired bootstrap interval.
+
+    The interval answers for other test images (whole groups are drawn) and for other seeds; of a single seed it
+    answers for the images alone.
 
     Parameters
     ----------
-    results : iterable of Result
-        Of one data set; both methods with the same seeds.
-    split : str
-    a, b : tuple of (str, int)
-        Method and K_p.
+    first, second : list of Result
+        Of one data set and split; the same seeds in any order, each once.
+    k_first, k_second : int
+        K_p of each; 0 is the network's own classifier.
+    level : float
+        Of the interval.
 
     Returns
     -------
     DataFrame
-        One row a score: `score`, `difference` in points, `low`, `high`.
+        One row a score: `score`, `difference` (first − second) in points, `low`, `high`.
 
     Raises
     ------
     ValueError
-        If the two were not run with the same seeds.
+        If the two do not have the same seeds, or were not judged on the same test images.
     """
-    results = list(results)
-    first, second = (select(results, split=split, method=method) for method, _ in (a, b))
-    if sorted(r.run.seed for r in first) != sorted(r.run.seed for r in second) or not first:
-        raise ValueError(f"{a[0]} and {b[0]} need runs with the same seeds on the {split} split")
-    difference = _correct(first, a[1]) - _correct(second, b[1])
-    draws = _draws(first, difference)
-    labels = first[0].arrays["test_labels"]
-    by_class = [100 * difference[labels == c].mean() for c in np.unique(labels)]
-    smallest = labels == first[0].record["smallest"]
-    point = {"acc": 100 * difference.mean(), "mcr": np.mean(by_class), "rs": 100 * difference[smallest].mean()}
+    seeds = [sorted(r.run.seed for r in results) for results in (first, second)]
+    if seeds[0] != seeds[1] or not seeds[0] or len(set(seeds[0])) < len(seeds[0]):
+        raise ValueError(f"a paired difference needs runs with the same seeds, each once; got {seeds[0]} and {seeds[1]}")
+    head, partner = first[0], {r.run.seed: r for r in second}
+    for r in (*first, *second):
+        if r.run.dataset != head.run.dataset or not np.array_equal(r.arrays["test_ids"], head.arrays["test_ids"]):
+            raise ValueError(f"not the same test images: {head.run.label} and {r.run.label}")
+    labels = head.arrays["test_labels"]
+    right = [(a.predict(k_first) == labels, partner[a.run.seed].predict(k_second) == labels) for a in first]
+    differences = np.array([a.astype(np.float64) - b for a, b in right])
+    n_classes, smallest = len(head.record["class_names"]), head.record["smallest"]
+    # at a level of 99.5 % ten of four thousand draws lie beyond each end
+    draws = metrics.bootstrap(labels, differences, n_classes, smallest, head.arrays["test_groups"], draws=4000)
+    mean = differences.mean(0)
+    recalls = [mean[labels == c].mean() if (labels == c).any() else np.nan for c in range(n_classes)]
+    point = {"acc": 100 * mean.mean(), "mcr": 100 * np.nanmean(recalls), "rs": 100 * recalls[smallest]}
     rows = []
     for score, name in SCORES.items():
-        low, high = metrics.interval(draws[score])
+        low, high = metrics.interval(draws[score], level)
         rows.append({"score": name, "difference": point[score], "low": low, "high": high})
     return pd.DataFrame(rows)
 
@@ -142,16 +160,14 @@ def backbone_title(run) -> str:
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary as people read it: `72.4 ± 0.6 [70.1, 74.5]`, one row a method."""
-    out = pd.DataFrame(
-        {
-            "split": table["split"],
-            "method": [
-                method_title(m, k) + (" (collapsed)" if c else "")
-                for m, k, c in zip(table["method"], table["k_predict"], table["collapsed"], strict=True)
-            ],
-        }
-    )
+    """A summary as people read it: `72.4 ± 0.6 [70.1, 74.5]`, one row a method; the backbone where there are several."""
+    out = pd.DataFrame({"split": table["split"]})
+    if table["backbone"].nunique() > 1:
+        out["backbone"] = table["backbone"]
+    out["method"] = [
+        method_title(m, k) + (" (collapsed)" if c else "")
+        for m, k, c in zip(table["method"], table["k_predict"], table["collapsed"], strict=True)
+    ]
     for score, name in SCORES.items():
         sd = table[f"{score}_sd"]
         out[name] = [
@@ -229,6 +245,8 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
         first = group.iloc[0]
         row = {"dataset": first["dataset"], "split": first["split"]}
         row["method"] = method_title(first["method"], first["k_predict"])
+        if group["collapsed"].any():
+            row["method"] += f" ({group['collapsed'].sum()} collapsed)"
         row["backbone"] = f"{backbone_title(first)}, {first['image_size']} px"
         for score, name in SCORES.items():
             sd = group[score].std()

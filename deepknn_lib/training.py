@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from deepknn_lib.augment import center_crop, crop_size, normalize, random_crop_flip
-from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, masked_mean
+from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, masked_mean, whole_set_terms
 from deepknn_lib.models import Network
-from deepknn_lib.neighbors import batch_distances, majority_vote, nearest_neighbors
+from deepknn_lib.neighbors import Neighbors, batch_distances, majority_vote, nearest_neighbors, whole_set_neighbors
 from deepknn_lib.sampling import epoch_batches
 from deepknn_lib.storage import whole_file
 
@@ -36,12 +36,20 @@ class Recipe:
         The paper's K and M (deep kNN only).
     margin : float
         The paper's α, in units of the feature distance.
+    soft : bool
+        Softplus in place of hinge and margin (triplet only); see `losses.batch_hard_triplet_loss`.
+    search_every : int
+        0: neighbours are searched inside the batch. Else the deep kNN loss takes them from the whole training set,
+        and that is searched again after so many steps; a batch then is `batch_size` // (1 + K + M) anchors with their
+        neighbours, so that a step costs the same.
     epochs, batch_size : int
     sampling : str
         See `sampling.epoch_batches`.
     classes_per_batch : int or None
     lr, momentum, weight_decay : float
         Of SGD.
+    warmup : int
+        Epochs over which the learning rate rises to `lr`, step by step.
     lr_decay_every : int
         Epochs after which the learning rate is halved; 0: never.
     seed : int
@@ -52,6 +60,8 @@ class Recipe:
     k: int = 5
     m: int = 5
     margin: float = 0.2
+    soft: bool = False
+    search_every: int = 0
     epochs: int = 60
     batch_size: int = 96
     sampling: str = "proportional"
@@ -59,8 +69,17 @@ class Recipe:
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    warmup: int = 0
     lr_decay_every: int = 20
     seed: int = 0
+
+    def __post_init__(self):
+        if self.soft and self.loss != "triplet":
+            raise ValueError(f"soft is the triplet loss's; {self.loss} has a margin")
+        if self.search_every and self.loss != "deep-knn":
+            raise ValueError(f"search_every is for the deep kNN loss, not for {self.loss}")
+        if self.warmup < 0 or self.search_every < 0:
+            raise ValueError(f"warmup and search_every are 0 or more, got {self.warmup} and {self.search_every}")
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 1."""
@@ -75,19 +94,27 @@ def _autocast(device: torch.device):
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
+def _augmented(inputs: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
+    """A batch as the network takes it: images cropped and flipped at random; feature vectors as they are."""
+    if inputs.ndim == 2:
+        return inputs[index]
+    return _prepare(random_crop_flip(inputs[index], crop_size(inputs.shape[-1]), generator))
+
+
 def _prepare(images: Tensor) -> Tensor:
     return normalize(images).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def extract_features(network: Network, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Features of uint8 images (N, C, H, W) from their central crop: float32 (N, D), on the images' device."""
+def extract_features(network: Network, inputs: Tensor, batch_size: int = 256) -> Tensor:
+    """Features float32 (N, D) of uint8 images (N, C, H, W), from their central crop, or of float vectors (N, n)."""
     network.eval()
-    crop = crop_size(images.shape[-1])
     parts = []
-    for block in images.split(batch_size):
-        with _autocast(images.device):
-            parts.append(network(_prepare(center_crop(block, crop))).float())
+    for block in inputs.split(batch_size):
+        if block.ndim == 4:
+            block = _prepare(center_crop(block, crop_size(block.shape[-1])))
+        with _autocast(inputs.device):
+            parts.append(network(block).float())
     return torch.cat(parts)
 
 
@@ -99,9 +126,28 @@ def leave_one_out_accuracy(features: Tensor, labels: Tensor, k_predict: int = 5)
     return 100 * (votes == labels).float().mean().item()
 
 
+def _draw(labels: Tensor, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+    """The batches of an epoch; of anchors only when their neighbours come from the whole set."""
+    size, least, classes = recipe.batch_size, recipe.k + 1, recipe.classes_per_batch
+    if recipe.search_every:
+        size, least, classes = max(size // (1 + recipe.k + recipe.m), 2), 1, None
+    batches = epoch_batches(
+        labels, size, mode=recipe.sampling, min_per_class=least, classes_per_batch=classes, generator=generator
+    )
+    return batches[: -(-len(labels) // recipe.batch_size)] if recipe.search_every else batches
+
+
+def _terms(recipe: Recipe, features: Tensor, labels: Tensor, near: Neighbors | None) -> tuple[Tensor, Tensor]:
+    if near is not None:
+        return whole_set_terms(features, near, recipe.margin)
+    if recipe.loss == "deep-knn":
+        return deep_knn_terms(features, labels, recipe.k, recipe.m, recipe.margin)
+    return batch_hard_terms(features, labels, recipe.margin, recipe.soft)
+
+
 def fit(
     network: Network,
-    images: Tensor,
+    inputs: Tensor,
     labels: Tensor,
     recipe: Recipe,
     *,
@@ -113,8 +159,9 @@ def fit(
     Parameters
     ----------
     network : Network
-        On the device of the images; with a classifier for `weighted-ce`.
-    images : Tensor, uint8, (N, C, H, W)
+        On the device of the inputs; with a classifier for `weighted-ce`.
+    inputs : Tensor
+        Images, uint8 (N, C, H, W), cropped and flipped at random; or feature vectors, float32 (N, n), taken as they are.
     labels : Tensor, int64, (N,)
     recipe : Recipe
     checkpoint : Path, optional
@@ -126,9 +173,10 @@ def fit(
     Returns
     -------
     list of dict
-        One row an epoch. `loss`: mean over batches. `active`: share of triplets whose hinge is above 0 (NaN for
-        cross-entropy). `spread`: mean distance between two images of a batch. `train_acc`: leave-one-out kNN on
-        the training set, K_p = 5, per cent. `lr`; `seconds` of training, `eval_seconds` of measuring `train_acc`.
+        One row an epoch. `loss`: mean over batches. `active`: share of triplets whose hinge is above 0 (soft triplet:
+        whose positive is not the nearer one; NaN for cross-entropy). `spread`: mean distance between two images of a
+        batch. `train_acc`: leave-one-out kNN on the training set, K_p = 5, per cent. `lr`; `seconds` of training,
+        `eval_seconds` of measuring `train_acc`.
 
     Raises
     ------
@@ -139,9 +187,9 @@ def fit(
     """
     if recipe.loss not in LOSSES:
         raise ValueError(f"unknown loss {recipe.loss!r}; choose one of {', '.join(LOSSES)}")
-    device = images.device
-    crop = crop_size(images.shape[-1])
-    network.to(memory_format=torch.channels_last)
+    device = inputs.device
+    if inputs.ndim == 4:
+        network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -152,36 +200,31 @@ def fit(
     saved = time.monotonic()
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
-        network.train()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
         generator = _generator(recipe.seed, epoch)
-        batches = epoch_batches(
-            labels_cpu,
-            recipe.batch_size,
-            mode=recipe.sampling,
-            min_per_class=recipe.k + 1,
-            classes_per_batch=recipe.classes_per_batch,
-            generator=generator,
-        )
+        batches = _draw(labels_cpu, recipe, generator)
         totals = torch.zeros(3, dtype=torch.float64, device=device)  # stays there: reading it would stall a GPU
-        for index in batches:
-            index = index.to(device)
-            batch = _prepare(random_crop_flip(images[index], crop, generator))
+        for step, index in enumerate(batches):
+            index, near = index.to(device), None
+            if recipe.search_every:
+                if step % recipe.search_every == 0:
+                    whole = whole_set_neighbors(extract_features(network, inputs), labels, recipe.k, recipe.m)
+                near = Neighbors(*(part[index] for part in whole))
+                index = torch.cat([index, near.positive.flatten(), near.negative.flatten()])
+            network.train()
+            for group in optimizer.param_groups:
+                rising = ((epoch - 1) * len(batches) + step + 1) / max(recipe.warmup * len(batches), 1)
+                group["lr"] = recipe.lr_at(epoch) * min(rising, 1)
             with _autocast(device):
-                features = network(batch)
+                features = network(_augmented(inputs, index, generator))
                 if recipe.loss == "weighted-ce":
                     logits = network.classifier(features)
             if recipe.loss == "weighted-ce":
                 loss = torch.nn.functional.cross_entropy(logits.float(), labels[index], weight=weights)
                 active = torch.tensor(math.nan)
             else:
-                if recipe.loss == "deep-knn":
-                    terms, valid = deep_knn_terms(features, labels[index], recipe.k, recipe.m, recipe.margin)
-                else:
-                    terms, valid = batch_hard_terms(features, labels[index], recipe.margin)
+                terms, valid = _terms(recipe, features, labels[index], near)
                 loss = masked_mean(terms, valid)
-                active = masked_mean((terms > 0).double(), valid)
+                active = masked_mean((terms > (math.log(2) if recipe.soft else 0)).double(), valid)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -193,7 +236,7 @@ def fit(
                 f"the {recipe.loss} loss is {mean_loss} in epoch {epoch} at lr {recipe.lr_at(epoch):g}; lower lr"
             )
         trained = time.perf_counter()
-        train_acc = leave_one_out_accuracy(extract_features(network, images), labels)
+        train_acc = leave_one_out_accuracy(extract_features(network, inputs), labels)
         row = {"epoch": epoch, "loss": mean_loss, "active": active, "spread": spread, "train_acc": train_acc}
         row |= {"lr": recipe.lr_at(epoch), "seconds": trained - started}
         row["eval_seconds"] = time.perf_counter() - trained
@@ -205,8 +248,8 @@ def fit(
             saved = time.monotonic()
     if collapsed(history, recipe):
         warnings.warn(
-            f"{recipe.loss}: the loss settled at the margin ({history[-1]['loss']:.3g} against {recipe.margin:g}) and "
-            f"the features shrank to a mean distance of {history[-1]['spread']:.2g}: the embedding collapsed. Use "
+            f"{recipe.loss}: the loss settled at {history[-1]['loss']:.3g}, its value when all distances are 0, and the "
+            f"features shrank to a mean distance of {history[-1]['spread']:.2g}: the embedding collapsed. Use "
             "normalised features, a margin nearer to the features' distances, or a lower lr",
             stacklevel=2,
         )
@@ -214,14 +257,14 @@ def fit(
 
 
 def collapsed(history: list[dict], recipe: Recipe) -> bool:
-    """Whether a triplet loss ended at its margin with (nearly) all features in one point.
+    """Whether a triplet loss ended at its value for one point, with (nearly) all features in one point.
 
-    When every distance is 0 each hinge equals α: all triplets are active and the loss is the margin.
+    When every distance is 0 each hinge equals α (a soft one ln 2): all triplets are active and nothing is learnt.
     """
     if recipe.loss == "weighted-ce" or not history:
         return False
-    last = history[-1]
-    return last["spread"] < recipe.margin / 2 and last["loss"] > 0.8 * recipe.margin
+    last, settled = history[-1], math.log(2) if recipe.soft else recipe.margin
+    return last["spread"] < settled / 2 and last["loss"] > 0.8 * settled
 
 
 def _save(path: Path, network: Network, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepknn_lib import cli, experiments, tables
+from deepknn_lib import cli, execution, experiments, tables
 from deepknn_lib.runs import METHODS, PROFILES, Run, grid, make_run
 
 TINY = {"epochs": 1, "image_size": 32, "lr": 0.05}
@@ -31,7 +31,7 @@ def test_the_key_ignores_only_what_does_not_change_the_training():
         "dataset": "skin7", "split": "grouped", "fold": 2, "backbone": "resnet18", "weights": "imagenet", "image_size": 64,
         "seed": 1, "k": 3, "m": 3, "margin": 0.3, "normalize": "l2", "epochs": 3, "batch_size": 32, "sampling": "random",
         "classes_per_batch": 4, "lr": 0.5, "momentum": 0.5, "weight_decay": 0.0, "lr_decay_every": 7,
-        "evaluate_on": "validation",
+        "evaluate_on": "validation", "soft": True, "warmup": 1, "search_every": 9,
     }  # fmt: skip
     assert set(other) == {f.name for f in fields(Run)} - {"method", "k_predict", "base"}
     keys = {replace(run, **{name: value}).key for name, value in other.items()}
@@ -77,7 +77,7 @@ def test_the_grid_completes_one_seed_before_the_next():
 def test_a_second_execute_reads_the_cache(monkeypatch):
     run = make_run("lesions", "knn", "smoke")
     first = experiments.execute(run, "cpu")
-    monkeypatch.setattr(experiments, "_train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(experiments, "carry_out", lambda *_: pytest.fail("trained again"))
     second = experiments.execute(replace(run, k_predict=1), "cpu")
     assert all(np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
     assert len(first.predict(5)) == len(first.arrays["test_labels"])
@@ -135,8 +135,8 @@ def test_validation_is_cut_from_the_training_part_and_shares_no_lesion():
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="no GPU"):
-        experiments.pick_device("cuda")
-    assert experiments.pick_device("auto").type == "cpu"
+        execution.pick_device("cuda")
+    assert execution.pick_device("auto").type == "cpu"
 
 
 def test_results_rows_carry_settings_scores_and_origin(results):
