@@ -41,6 +41,16 @@ class Result:
     record: dict
     _predicted: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def learnt(self) -> bool:
+        """Whether training went anywhere: not collapsed, and its kNN training accuracy above the largest class's share.
+
+        Batch-hard triplets stay active also in a run that learns, so `active` does not tell; true where nothing is trained.
+        """
+        counts = self.record["class_counts"]["train"]
+        dull = 100 * max(counts) / sum(counts)
+        return not self.record["collapsed"] and (not self.history or self.history[-1]["train_acc"] > dull + 1)
+
     def predict(self, k_predict: int | None = None) -> np.ndarray:
         """Predicted classes of the test images, int64 (N,); `k_predict` defaults to the run's."""
         k_predict = self.run.k_predict if k_predict is None else k_predict

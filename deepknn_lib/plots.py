@@ -20,6 +20,13 @@ COLORS = {
     "weighted-ce": "#009e73",
     "ce-knn": "#56b4e9",
     "deep-knn-ft": "#cc79a7",
+    "triplet-ft": "#a65c00",
+    "deep-knn-global": "#56b4e9",
+    "nca": "#b5b500",
+    "lmnn": "#8c6bb1",
+    "mlp-triplet": "#e69f00",
+    "mlp-ce": "#009e73",
+    "mlp-deep-knn": "#0072b2",
 }
 CLASS_COLORS = ("#d55e00", "#e69f00", "#009e73", "#000000", "#0072b2", "#b5b5b5", "#cc79a7")
 SPLIT_TITLES = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
@@ -72,7 +79,7 @@ def image_grid(
     for row, images, title in zip(axes, rows, row_titles, strict=True):
         row[0].text(-0.15, 0.5, title, transform=row[0].transAxes, ha="right", va="center", fontsize=9)
         for axis, image in zip(row, images, strict=False):
-            axis.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", interpolation="nearest")
+            draw(axis, image)
     return figure
 
 
@@ -105,10 +112,16 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def convergence(history: pd.DataFrame, measures: dict[str, str]) -> plt.Figure:
-    """Curves by epoch, a panel a measure, a colour a method: mean over runs, and the range they span."""
-    figure, axes = plt.subplots(1, len(measures), figsize=(3.6 * len(measures) + 0.5, 3.3), squeeze=False)
-    for axis, (column, label) in zip(axes[0], measures.items(), strict=True):
+def convergence(panels: Iterable[tuple[str, pd.DataFrame, str]], columns: int = 3) -> plt.Figure:
+    """Curves by epoch, a colour a method: mean over runs, and the range they span.
+
+    Each panel: title, rows of `tables.history_table`, and the column to draw.
+    """
+    panels = list(panels)
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns + 0.5, 2.9 * rows + 0.4), squeeze=False)
+    for axis, (label, history, column) in zip(axes.flat, panels, strict=False):
         for method, part in history.groupby("method", sort=False):
             by_epoch = part.dropna(subset=[column]).groupby("epoch")[column]
             if not len(by_epoch):
@@ -122,24 +135,72 @@ def convergence(history: pd.DataFrame, measures: dict[str, str]) -> plt.Figure:
         axis.grid(axis="y", color="0.9")
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3))
     return figure
 
 
-def embedding(panels: Iterable[tuple[str, np.ndarray, np.ndarray]], class_names: Sequence[str]) -> plt.Figure:
-    """Maps side by side: (title, points (N, 2), labels (N,)) each; rare classes are drawn last, over the others."""
+def embedding(
+    panels: Iterable[tuple[str, np.ndarray, np.ndarray]], class_names: Sequence[str], *, height: float = 4.1
+) -> plt.Figure:
+    """Maps side by side, two a row: (title, points (N, 2), labels (N,)) each; rare classes are drawn last, over the others.
+
+    Seven colours, and another marker for every seven classes; `height` of a row in inches.
+    """
     panels = list(panels)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4.1 * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.12 * height * columns, height * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
     for axis, (title, points, labels) in zip(axes.flat, panels, strict=False):
-        order = np.argsort(-np.bincount(labels, minlength=len(class_names)))
+        order = np.argsort(-np.bincount(labels, minlength=len(class_names)), kind="stable")
         for c in order:
-            of_class = labels == c
-            axis.scatter(*points[of_class].T, s=9, color=CLASS_COLORS[c % 7], lw=0, alpha=0.8, label=class_names[c])
+            style = {"color": CLASS_COLORS[c % 7], "marker": "o^sDv"[c // 7 % 5], "s": 9 if c < 7 else 14}
+            axis.scatter(*points[labels == c].T, lw=0, alpha=0.8, label=class_names[c], **style)
         axis.set_title(title)
-        axis.set(xticks=[], yticks=[])
-        sns.despine(ax=axis, left=True, bottom=True)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 7), markerscale=2)
+    if len(class_names) <= 35:  # more than 7 colours and 5 markers tell apart
+        handles, names = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(handles), 7), markerscale=2)
     return figure
+
+
+SAME, OTHER = "#0072b2", "#d55e00"  # frames of neighbours: of the query's class, and of another
+
+
+def neighbors(rows: Sequence[dict], *, scale: float = 0.7) -> plt.Figure:
+    """Queries, one a row on the left, and the images nearest to each, in frames that say whose class they are of.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        `title`, text beside the query; `query`, uint8 (C, H, W), or None to leave its place empty; `images`, uint8
+        (k, C, H, W), nearest first; `texts`, k titles; `same`, k booleans: of the query's true class (solid blue frame)
+        or not (dashed orange). Optionally `marked`, k booleans: these titles are bold.
+    scale : float
+        Side of an image in inches.
+    """
+    k = max(len(row["images"]) for row in rows)
+    widths = [1, 0.12] + [1] * k
+    size = (sum(widths) * scale + 1.5, len(rows) * (scale + 0.24) + 0.1)
+    figure, axes = plt.subplots(len(rows), k + 2, figsize=size, squeeze=False, width_ratios=widths)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.set_axis_off()
+    for line, row in zip(axes, rows, strict=True):
+        line[0].text(-0.1, 0.5, row["title"], transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        if row["query"] is not None:
+            draw(line[0], row["query"])
+        marked = row.get("marked", [False] * len(row["images"]))
+        for axis, image, text, same, bold in zip(line[2:], row["images"], row["texts"], row["same"], marked, strict=False):
+            draw(axis, image)
+            color = SAME if same else OTHER
+            axis.set_axis_on()
+            dash = "-" if same else (0, (1.5, 0.8))
+            axis.spines[:].set(visible=True, color=color, linewidth=2.5, linestyle=dash, capstyle="butt")
+            axis.set_title(text, fontsize=7.5, color=color, pad=3.5, fontweight="bold" if bold else "normal")
+    return figure
+
+
+def draw(axis: plt.Axes, image: np.ndarray) -> None:
+    """Show an image, uint8 (C, H, W), on an axis."""
+    axis.imshow(image.transpose(1, 2, 0) if len(image) == 3 else image[0], cmap="gray", interpolation="nearest")

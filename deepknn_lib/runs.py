@@ -32,6 +32,7 @@ METHODS = {
     "weighted-ce": Method("weighted cross-entropy", "weighted-ce", votes=(0,)),
     "ce-knn": Method("kNN, cross-entropy features", None, base="weighted-ce"),
     "deep-knn-ft": Method("deep kNN*, from cross-entropy", "deep-knn", base="weighted-ce"),
+    "triplet-ft": Method("kNN, batch-hard triplet, from cross-entropy", "triplet", base="weighted-ce"),
     "deep-knn-global": Method("deep kNN, whole-set search", "deep-knn"),
     "nca": Method("NCA", "nca", base="knn", on_features=True),
     "lmnn": Method("LMNN", "lmnn", base="knn", on_features=True),
@@ -51,6 +52,7 @@ _SCRATCH = {
     "triplet": {"lr": 0.1, "margin": 0.5},
     "deep-knn": {"lr": 0.4, "sampling": "balanced"},
     "deep-knn-ft": {"lr": 0.1, "sampling": "balanced"},
+    "triplet-ft": {"lr": 0.02},
     "deep-knn-global": {"lr": 0.4, "sampling": "balanced"},
     "weighted-ce": {"lr": 0.05},
     "mlp-triplet": _MLP | {"lr": 0.05},
@@ -67,14 +69,14 @@ PROFILES = {
     }
     | {method: settings | {"epochs": 1} for method, settings in _SCRATCH.items()},
     "demo": {
-        "all": {"image_size": 48, "epochs": 16, "lr_decay_every": 4},
+        "all": {"image_size": 48, "epochs": 12, "lr_decay_every": 3},
         "seeds": (0, 1, 2),
-        "short": {"epochs": 8, "lr_decay_every": 2},
+        "short": {"epochs": 6, "lr_decay_every": 2},
         "backbones": SMALL_BACKBONES,
         "sd198": _SD198,
     }
     | _SCRATCH
-    | {"deep-knn-ft": _SCRATCH["deep-knn-ft"] | {"epochs": 8, "lr_decay_every": 2}},
+    | {method: _SCRATCH[method] | {"epochs": 6, "lr_decay_every": 2} for method in ("deep-knn-ft", "triplet-ft")},
     "paper": {
         "all": {"image_size": 256, "epochs": 60, "backbone": "resnet50", "weights": "imagenet"},
         "seeds": (0, 1, 2),
@@ -237,3 +239,26 @@ def grid(
         for split in split_names
         for method in methods
     ]
+
+
+def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1)) -> dict[str, list[Run]]:
+    """Deep kNN with its settings changed, split by lesion: the runs of notebook 08.
+
+    `K and M`: the grid of Table S3, K_p = K, in full length, K = M = 5 among them. `search`: neighbours from the whole
+    training set. `margin` and `batches`: with the profile's short training, the default among them.
+    """
+    short = PROFILES[profile]["short"]
+
+    def runs(method: str = "deep-knn", **changes) -> list[Run]:
+        return [make_run(dataset, method, profile, split="grouped", seed=seed, **changes) for seed in seeds]
+
+    normal = [{"normalize": "batch-l2", "margin": margin} for margin in (0.05, 0.2, 0.8)]
+    # raw features: a smaller step, as they are longer than 1
+    raw = [{"normalize": "none", "margin": margin, "lr": 0.02} for margin in (0.2, 1.0, 5.0)]
+    margins = [*normal, {"normalize": "l2", "margin": 0.2}, *raw]
+    return {
+        "K and M": [r for k in (3, 5, 7) for m in (1, 5, 9) for r in runs(k=k, m=m, k_predict=k)],
+        "search": runs("deep-knn-global"),
+        "margin": [r for settings in margins for r in runs(**short, **settings)],
+        "batches": [r for mode in ("balanced", "proportional", "random") for r in runs(**short, sampling=mode)],
+    }

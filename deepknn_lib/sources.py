@@ -23,7 +23,7 @@ PLACES = {
     "sd198": ("", "from its authors, by request", "Put its class folders there"),
     "chestxray3": (
         "groups.csv",
-        "from Mendeley Data (Kermany et al., 2018)",
+        "from Mendeley Data, Kermany et al. 2018",
         "Put the class folders bacteria, normal and virus there, and groups.csv with the columns file,patient_id",
     ),
     "mnist": (

@@ -24,14 +24,17 @@ KEYS = ("dataset", "split", "fold", "method", "backbone", "weights")
 _LINEAR = ("nca", "lmnn")  # trained, but not by gradient steps on batches
 
 
-def results_table(results: Iterable[Result]) -> pd.DataFrame:
-    """One row a run and K_p: settings, scores in per cent, seconds, device, versions, commit (see data/README.md)."""
+def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.DataFrame:
+    """One row a run and K_p: settings, scores in per cent, seconds, device, versions, commit (see data/README.md).
+
+    `votes` are the values of K_p; empty: those of the run's method.
+    """
     rows = []
     for result in results:
         run, record, names = result.run, result.record, result.record["class_names"]
         labels, loss = result.arrays["test_labels"], METHODS[run.trained.method].loss
         unused = _NOT_TRAINED if loss is None or loss in _LINEAR else _UNUSED.get(loss, ())
-        for k_predict in METHODS[run.method].votes:
+        for k_predict in votes or METHODS[run.method].votes:
             predictions = result.predict(k_predict)
             row = {n: getattr(run, n) for n in KEYS}
             row |= {n: None if n in unused else getattr(run.trained, n) for n in SETTINGS}
@@ -95,6 +98,8 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
                 f"{score}_low": low,
                 f"{score}_high": high,
             }
+        if "recall_vasc" in group:  # what the paper calls RS on Skin-7, it seems: see data/README.md
+            row |= {"vasc": group["recall_vasc"].mean(), "vasc_sd": group["recall_vasc"].std()}
         rows.append(row | {"collapsed": int(group["collapsed"].sum())})
     return pd.DataFrame(rows)
 
@@ -149,6 +154,16 @@ def paired(
     return pd.DataFrame(rows)
 
 
+def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Rows of `paired` as people read them, a row for each `keys`: `+2.1 [+0.3, +4.0] *`; * the interval excludes 0."""
+    star = np.where((differences["low"] > 0) | (differences["high"] < 0), " *", "")
+    rows = zip(differences["difference"], differences["low"], differences["high"], star, strict=True)
+    text = differences.assign(points=[f"{d:+.1f} [{low:+.1f}, {high:+.1f}]{s}" for d, low, high, s in rows])
+    wide = text.pivot(index=keys, columns="score", values="points")[list(SCORES.values())]
+    order = pd.MultiIndex.from_frame(differences[keys].drop_duplicates()) if len(keys) > 1 else differences[keys[0]].unique()
+    return wide.loc[order].reset_index().rename_axis(columns=None)
+
+
 def method_title(method: str, k_predict: int) -> str:
     """How a row of Table 2 is called."""
     return METHODS[method].title if k_predict == 0 else f"{METHODS[method].title}, K_p = {k_predict}"
@@ -157,6 +172,18 @@ def method_title(method: str, k_predict: int) -> str:
 def backbone_title(run) -> str:
     """Backbone and where its weights come from, of a Run or of a results row."""
     return f"{run.backbone}, " + ("from scratch" if run.weights == "none" else f"{run.weights} weights")
+
+
+def with_sd(table: pd.DataFrame, score: str) -> list[str]:
+    """`72.4 ± 0.6` for each row; the mean alone where a single seed has no sd."""
+    pairs = zip(table[score], table[f"{score}_sd"], strict=True)
+    return [f"{mean:.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}") for mean, sd in pairs]
+
+
+def with_interval(table: pd.DataFrame, score: str) -> list[str]:
+    """`72.4 [70.1, 74.5]` for each row."""
+    rows = zip(table[score], table[f"{score}_low"], table[f"{score}_high"], strict=True)
+    return [f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in rows]
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -169,11 +196,11 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         for m, k, c in zip(table["method"], table["k_predict"], table["collapsed"], strict=True)
     ]
     for score, name in SCORES.items():
-        sd = table[f"{score}_sd"]
-        out[name] = [
-            f"{mean:.1f}" + ("" if np.isnan(s) else f" ± {s:.1f}") + f" [{low:.1f}, {high:.1f}]"
-            for mean, s, low, high in zip(table[score], sd, table[f"{score}_low"], table[f"{score}_high"], strict=True)
-        ]
+        low, high = table[f"{score}_low"], table[f"{score}_high"]
+        values = zip(with_sd(table, score), low, high, strict=True)
+        out[name] = [f"{value} [{low:.1f}, {high:.1f}]" for value, low, high in values]
+    if "vasc" in table:
+        out["VASC recall"] = with_sd(table, "vasc")
     out["seeds"] = table["seeds"]
     return out
 
@@ -215,41 +242,17 @@ def save_table(table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame
     return text
 
 
-def beside(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """The paper's rows and our summary in columns of their own, one row a method and K_p; a dash where one has none."""
-
-    def three(row, style) -> str:
-        return " / ".join(style(row, score) for score in SCORES)
-
-    def with_sd(row, score) -> str:
-        sd = row[f"{score}_sd"]
-        return f"{row[score]:.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")
-
-    rows = []
-    for method, k_predict in ours[["method", "k_predict"]].drop_duplicates().itertuples(index=False):
-        match = published[(published["method"] == method) & (published["k_predict"] == k_predict)]
-        row = {"method": method_title(method, k_predict)}
-        row["paper"] = three(match.iloc[0], lambda r, score: f"{r[score]:.1f}") if len(match) else "–"
-        for split in ours["split"].unique():
-            of_split = ours[(ours["split"] == split) & (ours["method"] == method) & (ours["k_predict"] == k_predict)]
-            row[f"ours, {split} split"] = three(of_split.iloc[0], with_sd) if len(of_split) else "–"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Committed rows, one a run, as mean ± sd over seeds of runs that agree in everything else that matters."""
-    keys = ["dataset", "split", "method", "k_predict", "backbone", "weights", "image_size", "epochs"]
-    out = []
-    for _, group in rows.groupby(keys, sort=False, dropna=False):
-        first = group.iloc[0]
-        row = {"dataset": first["dataset"], "split": first["split"]}
-        row["method"] = method_title(first["method"], first["k_predict"])
-        if group["collapsed"].any():
-            row["method"] += f" ({group['collapsed'].sum()} collapsed)"
-        row["backbone"] = f"{backbone_title(first)}, {first['image_size']} px"
-        for score, name in SCORES.items():
-            sd = group[score].std()
-            row[name] = f"{group[score].mean():.1f}" + ("" if np.isnan(sd) else f" ± {sd:.1f}")
-        out.append(row | {"seeds": len(group)})
-    return pd.DataFrame(out)
+    """Results rows, one a run, as mean and sd over seeds of runs that agree in every setting.
+
+    Returns
+    -------
+    DataFrame
+        Keys and settings, then `acc`, `acc_sd` and so on, `seeds`, and how many `collapsed`.
+    """
+    keys = [*KEYS, "k_predict", *(n for n in SETTINGS if n != "seed")]
+    rows = rows.reindex(columns=[*rows.columns, *(n for n in keys if n not in rows)])
+    grouped = rows.groupby(keys, sort=False, dropna=False)
+    means = grouped[[*SCORES]].agg(["mean", "std"])
+    means.columns = [score if what == "mean" else f"{score}_sd" for score, what in means.columns]
+    return means.assign(seeds=grouped.size(), collapsed=grouped["collapsed"].sum()).reset_index()

@@ -8,38 +8,50 @@ import pandas as pd
 
 from deepknn_lib.runs import METHODS, PROFILES, Run, make_run
 
-N_TRIALS = 9  # for each method
+N_TRIALS = 6  # for each method
 CHOOSES = "(Acc + MCR) / 2"  # on the validation images, K_p = 5 (cross-entropy: its own softmax)
 
 
-def _crossed(lrs: tuple, margins: tuple) -> list[dict]:
-    return [{"lr": lr, "margin": margin} for lr in lrs for margin in margins]
+def _crossed(lrs: tuple, margins: tuple = (0.2, 0.5), **shared) -> list[dict]:
+    return [{"lr": lr, "margin": margin} | shared for lr in lrs for margin in margins]
 
 
-# The remedies that are known for batch-hard triplet are in its budget: soft margin, warm-up, normalised features or raw
-# ones, balanced batches or proportional ones. Cross-entropy has no margin: learning rates, and warm-up.
+# The remedies that are known for batch-hard triplet are in its budget: warm-up, soft margin, features normalised or raw,
+# batches balanced or proportional. Cross-entropy has no margin to choose: it gets learning rates, and warm-up.
+_SOFT = {"soft": True, "warmup": 2}
 TRIALS = {
     "demo": {
         "triplet": [
             {"lr": 0.1, "margin": 0.5},
             {"lr": 0.1, "margin": 0.5, "warmup": 2},
-            {"lr": 0.1, "soft": True, "warmup": 2},
-            {"lr": 0.4, "soft": True, "warmup": 2, "sampling": "balanced"},
-            {"lr": 0.02, "soft": True, "warmup": 2, "normalize": "none"},
-            {"lr": 0.02, "soft": True, "warmup": 2, "normalize": "none", "sampling": "balanced"},
-            {"lr": 0.1, "soft": True, "warmup": 2, "normalize": "none", "sampling": "balanced"},
-            {"lr": 0.05, "margin": 0.2, "warmup": 2, "normalize": "l2", "sampling": "balanced"},
-            {"lr": 0.02, "soft": True, "warmup": 2, "normalize": "l2"},
+            {"lr": 0.02, "margin": 0.2, "warmup": 2, "normalize": "l2"},
+            {"lr": 0.1} | _SOFT,
+            {"lr": 0.02, "normalize": "none", "sampling": "balanced"} | _SOFT,
+            {"lr": 0.005, "normalize": "none"} | _SOFT,
         ],
-        "deep-knn": [{"sampling": "balanced"} | trial for trial in _crossed((0.1, 0.2, 0.4), (0.1, 0.2, 0.5))],
-        "deep-knn-ft": [{"sampling": "balanced"} | trial for trial in _crossed((0.05, 0.1, 0.2), (0.1, 0.2, 0.5))],
-        "weighted-ce": [{"lr": lr} for lr in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)]
-        + [{"lr": lr, "warmup": 2} for lr in (0.02, 0.05, 0.1)],
+        "triplet-ft": [
+            {"lr": 0.02, "margin": 0.2, "warmup": 1},
+            {"lr": 0.1, "margin": 0.2, "warmup": 1},
+            {"lr": 0.02, "margin": 0.5, "warmup": 1},
+            {"lr": 0.02, "sampling": "balanced"} | _SOFT,
+            {"lr": 0.02, "normalize": "none"} | _SOFT,
+            {"lr": 0.02, "normalize": "l2", "sampling": "balanced"} | _SOFT,
+        ],
+        "deep-knn": _crossed((0.1, 0.2, 0.4), sampling="balanced"),
+        "deep-knn-ft": _crossed((0.05, 0.1, 0.2), sampling="balanced"),
+        "weighted-ce": [{"lr": lr} for lr in (0.01, 0.02, 0.05, 0.1, 0.2)] + [{"lr": 0.05, "warmup": 2}],
+        "mlp-triplet": [
+            {"lr": 0.01, "margin": 0.2},
+            {"lr": 0.1, "margin": 0.2},
+            {"lr": 0.1, "margin": 0.5},
+            {"lr": 0.1, "sampling": "balanced"} | _SOFT,
+            {"lr": 0.01, "normalize": "none"} | _SOFT,
+            {"lr": 0.01, "normalize": "none", "sampling": "balanced"} | _SOFT,
+        ],
+        "mlp-deep-knn": _crossed((0.01, 0.1, 0.4)),
+        "mlp-ce": [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)],
     },
 }
-for _method in ("mlp-triplet", "mlp-deep-knn"):
-    TRIALS["demo"][_method] = _crossed((0.02, 0.1, 0.4), (0.1, 0.2, 0.5))
-TRIALS["demo"]["mlp-ce"] = [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)]
 
 
 def trials(dataset: str, profile: str, method: str, **changes) -> list[Run]:

@@ -1,11 +1,17 @@
-"""Data sets: layouts, splits, and errors that say what to do."""
+"""Data sets: layouts, splits, and errors that say what to do. All files are made up here; nothing is downloaded."""
+
+import struct
+import subprocess
+import sys
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deepknn_lib import splits
-from deepknn_lib.datasets import SKIN7_CLASSES, available, decode, load_dataset
+from deepknn_lib.datasets import DATASETS, available, load_dataset
+from deepknn_lib.sources import SKIN7_CLASSES, decode
 
 
 @pytest.fixture
@@ -131,8 +137,9 @@ def test_anyones_class_folders_with_and_without_patients(tmp_path):
 
 
 @pytest.mark.parametrize("arguments, error, said", [
-    (("imagenet",), ValueError, "choose lesions, skin7 or folder"),
-    (("folder",), ValueError, "choose lesions, skin7 or folder"),
+    (("imagenet",), ValueError, "choose lesions, skin7, sd198, chestxray3, stl10, mnist, digits or folder:<path"),
+    (("folder",), ValueError, "unknown data set 'folder'; choose lesions"),
+    (("digits:8",), ValueError, "unknown data set 'digits:8'; choose lesions"),
     (("lesions", "random"), ValueError, "split is one of"),
     (("lesions", "paper", 6), ValueError, "fold one of 1..5"),
     (("lesions", "paper", 1, 8), ValueError, "at least 16 pixels"),
@@ -141,6 +148,121 @@ def test_anyones_class_folders_with_and_without_patients(tmp_path):
 def test_what_cannot_be_meant_is_an_error(arguments, error, said):
     with pytest.raises(error, match=said):
         load_dataset(*arguments)
+
+
+@pytest.mark.parametrize("inside", ["", "images"])
+def test_sd198_is_class_folders_and_says_how_many_are_there(tmp_path, monkeypatch, inside):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    folder_set(tmp_path / "sd198" / inside)
+    data = load_dataset("sd198", "grouped", 1, 16)
+    assert data.class_names == ("healthy", "ill") and data.info["title"] == "SD-198, 2 of its 198 classes"
+    assert "request" in data.info["licence"] and "ECCV 2016" in data.info["citation"] and not data.info["synthetic"]
+    assert available()["sd198"].startswith("there: ")
+
+
+def test_chestxray3_keeps_patients_together_and_is_called_a_stand_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    root = folder_set(tmp_path / "chestxray3", groups=True)
+    data = load_dataset("chestxray3", "grouped", 1, 16)
+    assert not set(data.train.groups) & set(data.test.groups) and len(data.train) + len(data.test) == 20
+    assert "stand-in" in data.info["title"] and "RSNA" not in data.info["title"] and data.info["licence"] == "CC BY 4.0"
+    (root / "groups.csv").unlink()  # without patients its split by group would leak and not say so
+    with pytest.raises(FileNotFoundError, match="groups.csv with the columns file,patient_id"):
+        load_dataset("chestxray3", "grouped", 1, 16)
+
+
+@pytest.mark.parametrize("name, said", [
+    ("sd198", "by request.*Put its class folders there"),
+    ("chestxray3", "Put the class folders bacteria, normal and virus there"),
+])  # fmt: skip
+def test_a_set_that_is_not_there_says_what_to_put_where(tmp_path, monkeypatch, name, said):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path / name}.*{said}.*data/README.md"):
+        load_dataset(name)
+    assert available()[name].startswith("not there: ")
+
+
+def test_digits_are_real_scans_that_need_no_download():
+    data = load_dataset("digits", "paper", 1, 32)
+    assert data.train.images.shape[1:] == (1, 32, 32) and data.train.images.dtype == np.uint8
+    assert len(data.train) + len(data.test) == 1797 and data.class_names == tuple("0123456789")
+    assert data.train.images.max() > 240 and data.train.labels.dtype == np.int64
+    assert "stand-in for MNIST" in data.info["title"] and not data.info["synthetic"]
+    shrunk = data.test.images.reshape(-1, 8, 4, 8, 4).mean((2, 4))
+    from sklearn.datasets import load_digits
+
+    scan = load_digits().images[int(data.test.ids[0])] * 255 / 16  # the picture belongs to the id
+    assert np.corrcoef(shrunk[0].ravel(), scan.ravel())[0, 1] > 0.9
+
+
+def fake_mnist(root):
+    """Files as torchvision unpacks them: 50 training and 20 test images, brightness tells the digit."""
+    raw = root / "mnist" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 50), ("t10k", 20)):
+        labels = np.arange(n, dtype=np.uint8) % 10
+        images = np.repeat(labels * 20, 28 * 28)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + labels.tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, n, 28, 28) + images.tobytes())
+
+
+def fake_stl10(root):
+    """Files as torchvision unpacks them: 50 training and 20 test images, brightness tells the class."""
+    folder = root / "stl10" / "stl10_binary"
+    folder.mkdir(parents=True)
+    for part, n in (("train", 50), ("test", 20)):
+        labels = np.arange(n, dtype=np.uint8) % 10
+        (folder / f"{part}_y.bin").write_bytes((labels + 1).tobytes())
+        (folder / f"{part}_X.bin").write_bytes(np.repeat(labels * 20, 3 * 96 * 96).tobytes())
+
+
+@pytest.mark.parametrize("name, channels", [("mnist", 1), ("stl10", 3)])
+def test_official_parts_are_the_papers_split_and_grouped_has_five_folds(tmp_path, monkeypatch, name, channels):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.STL10._check_integrity", lambda self: True)  # checksums of the real files
+    {"mnist": fake_mnist, "stl10": fake_stl10}[name](tmp_path)
+    data = load_dataset(name, "paper", 1, 16)
+    assert (len(data.train), len(data.test)) == (50, 20) and len(data.class_names) == 10
+    assert data.test.images.shape == (20, channels, 16, 16) and data.test.images.dtype == np.uint8
+    assert (data.test.images == 20 * data.test.labels[:, None, None, None]).all()
+    assert all(i.startswith("test/") for i in data.test.ids) and not data.info["synthetic"] and data.info["licence"]
+    with pytest.raises(ValueError, match=f"{name} has one official test part.*no fold 2.*split='grouped'"):
+        load_dataset(name, "paper", 2, 16)
+    tested = np.concatenate([load_dataset(name, "grouped", fold, 16).test.ids for fold in range(1, 6)])
+    assert len(tested) == len(set(tested)) == 70
+    assert available()[name].startswith("there: ")
+
+
+@pytest.mark.parametrize("name, said", [
+    ("mnist", "put the four .gz files .*MNIST/raw"),
+    ("stl10", "put stl10_binary.tar.gz there"),
+])  # fmt: skip
+def test_what_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypatch, name, said):
+    def no_network(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    monkeypatch.setattr(f"torchvision.datasets.{name}.download_and_extract_archive", no_network)
+    with pytest.raises(FileNotFoundError, match=f"{name} could not be downloaded into .*no network.*{said}") as caught:
+        load_dataset(name, "paper", 1, 32)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("cache/*"))
+    assert "on first use" in available()[name]
+
+
+def test_half_a_file_is_told_with_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    fake_mnist(tmp_path)
+    half = tmp_path / "mnist" / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    half.write_bytes(half.read_bytes()[:5000])
+    with pytest.raises(FileNotFoundError, match="or read there .*Remove what is half there.*put the four .gz files"):
+        load_dataset("mnist", "paper", 1, 16)
+
+
+def test_listing_the_sets_loads_no_package_and_names_all():
+    code = "import sys; from deepknn_lib.datasets import available; print(*available()); assert not "
+    code += "{'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == list(DATASETS) and not done.returncode, done.stderr
 
 
 def test_a_folder_with_one_class_or_a_tiny_class_is_an_error(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from deepknn_lib.metrics import bootstrap, class_recalls, interval, scores
+from deepknn_lib.metrics import arrival, bootstrap, class_recalls, interval, scores, t_interval
 
 
 def width(values, level=0.95):
@@ -143,6 +143,57 @@ def test_pairing_narrows_the_difference_of_similar_methods():
 def test_the_mean_over_seeds_is_scored_as_it_is():
     draws = bootstrap(LABELS, np.full(len(LABELS), 0.6), 3, 2, draws=20)
     assert all(values == pytest.approx(60) for values in draws.values())
+
+
+# Seeds
+
+
+def test_equal_seeds_change_nothing():
+    correct, groups = simulated(np.random.default_rng(0)), np.arange(len(LABELS)) // 4
+    alone = bootstrap(LABELS, correct, 3, 2, groups)
+    for rows in (correct[None], np.stack([correct] * 3)):
+        together = bootstrap(LABELS, rows, 3, 2, groups)
+        assert all(together[name] == pytest.approx(values, abs=1e-9) for name, values in alone.items())
+
+
+@pytest.mark.parametrize("right", [(0, 1), (0.2, 0.5, 0.9), (0.1, 0.4, 0.5, 0.6, 0.8)])
+def test_seeds_alone_spread_as_the_standard_error_of_their_mean(right):
+    rows = np.repeat(np.array(right)[:, None], len(LABELS), axis=1)  # all images alike: only the seeds differ
+    for values in bootstrap(LABELS, rows, 3, 2, draws=4000).values():
+        assert values.mean() == pytest.approx(100 * np.mean(right), abs=2)
+        assert values.std() == pytest.approx(100 * np.std(right, ddof=1) / np.sqrt(len(right)), rel=0.06)
+
+
+def test_seeds_that_differ_widen_the_intervals():
+    rng = np.random.default_rng(0)
+    rows = np.stack([rng.random(len(LABELS)) < RECALLS[LABELS] - shift for shift in (0, 0.1, 0.3)])
+    images, both = bootstrap(LABELS, rows.mean(0), 3, 2), bootstrap(LABELS, rows, 3, 2)
+    assert all(width(both[name]) > 1.5 * width(images[name]) for name in both)
+
+
+def test_intervals_for_images_and_seeds_cover_the_truth():
+    """Five seeds whose recalls scatter by 8 points around the truth, on one test set."""
+    recalls = np.array([0.7, 0.6, 0.65])
+    hits, rng = {"images alone": 0, "images and seeds": 0}, np.random.default_rng(3)
+    for test in range(100):
+        luck, shifts = rng.random(len(LABELS)), rng.normal(0, 0.08, (5, 1))
+        rows = luck < recalls[LABELS] + shifts
+        for name, correct in {"images alone": rows.mean(0), "images and seeds": rows}.items():
+            low, high = interval(bootstrap(LABELS, correct, 3, 2, draws=300, seed=test)["mcr"])
+            hits[name] += low <= 100 * recalls.mean() <= high
+    assert hits["images alone"] < 85 and 85 <= hits["images and seeds"] <= 99
+
+
+def test_t_interval_by_hand():
+    low, high = t_interval([1.0, 2.0, 3.0])  # t = 4.3027 with two degrees of freedom
+    assert (low, high) == pytest.approx((2 - 4.3027 / np.sqrt(3), 2 + 4.3027 / np.sqrt(3)), abs=1e-4)
+    assert t_interval([1.0, 2.0, 3.0], 0.995)[0] < low
+    assert np.isnan(t_interval([1.0])).all() and np.isnan(t_interval([])).all()
+
+
+def test_arrival_is_the_first_epoch_at_the_level_or_one_past_the_last():
+    history = [{"epoch": n + 1, "train_acc": value} for n, value in enumerate((50, 80, 70, 90))]
+    assert [arrival(history, level) for level in (10, 60, 80, 81, 91)] == [1, 2, 2, 4, 5]
 
 
 def test_bootstrap_is_decided_by_its_seed():

@@ -160,16 +160,34 @@ def test_summary_holds_mean_sd_and_an_interval_around_them(results):
 
 
 def test_a_paired_difference_is_the_difference_of_the_means_and_0_against_itself(results):
-    itself = tables.paired(results, "grouped", ("deep-knn", 5), ("deep-knn", 5))
+    deep, ce, ce_knn = (tables.select(results, method=method) for method in ("deep-knn", "weighted-ce", "ce-knn"))
+    itself = tables.paired(deep, deep)
     assert (itself[["difference", "low", "high"]] == 0).all().all()
     table = tables.summary(results).set_index(["method", "k_predict"])
-    gap = tables.paired(results, "grouped", ("deep-knn", 5), ("weighted-ce", 0)).set_index("score")
+    gap = tables.paired(deep, ce[::-1], 5, 0).set_index("score")  # matched by seed, in whatever order
     for score, name in tables.SCORES.items():
         expected = table.loc[("deep-knn", 5), score] - table.loc[("weighted-ce", 0), score]
         assert gap.loc[name, "difference"] == pytest.approx(expected)
     assert gap.loc["Acc", "low"] < gap.loc["Acc", "difference"] < gap.loc["Acc", "high"]
-    with pytest.raises(ValueError, match="same seeds"):
-        tables.paired(results[:-1], "grouped", ("deep-knn", 5), ("ce-knn", 5))
+    pd.testing.assert_frame_equal(gap, tables.paired(deep, ce, 5, 0).set_index("score"))
+    strict = tables.paired(deep, ce, 5, 0, level=0.995).set_index("score")
+    assert strict.loc["Acc", "low"] < gap.loc["Acc", "low"] and strict.loc["Acc", "high"] > gap.loc["Acc", "high"]
+    for first, second in ((deep, ce_knn[:-1]), (deep, ce_knn[:1] * 2), ([], [])):
+        with pytest.raises(ValueError, match="same seeds"):
+            tables.paired(first, second)
+    moved = [replace(r, arrays=r.arrays | {"test_ids": r.arrays["test_ids"][::-1]}) for r in ce_knn]
+    with pytest.raises(ValueError, match="not the same test images"):
+        tables.paired(deep, moved)
+
+
+def test_a_paired_interval_answers_for_the_seeds_too(results):
+    first, second = tables.select(results, method="deep-knn")
+    labels = first.arrays["test_labels"]
+    alike = [replace(r, _predicted={5: labels, 1: (labels + 1) % 7}) for r in (first, second)]
+    # the gain is 100 points with one seed and 0 with the other: no image tells, the seeds do
+    apart = [replace(first, _predicted={5: labels}), replace(second, _predicted={5: (labels + 1) % 7})]
+    gap = tables.paired(apart, alike, 5, 1).set_index("score").loc["Acc"]
+    assert (gap["low"], gap["difference"], gap["high"]) == (0, 50, 100)
 
 
 def test_the_paper_and_ours_stay_in_columns_of_their_own(results):
