@@ -1,8 +1,8 @@
 """The paper's ten claims judged by a rule that was fixed before any number: results → evidence → verdicts."""
-
 import math
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,14 @@ LEVEL = 1 - 0.05 / len(CLAIMS)  # Bonferroni over the claims; within one all com
 CLOSE = 2.4  # points; 'close', 'no worse': twice the largest standard deviation over runs that the paper states
 ROBUST = 3.4  # points; 'robust': the largest range of a score in the paper's own Table S3
 FAR_FEWER = 0.5  # 'far fewer' epochs: less than half
-STUCK = 0.99  # share of triplets still active after the last epoch: training never began
 MIN_SEEDS = 2  # a single run says nothing about other seeds
 MIN_BACKBONES = 2  # of C7, 'whatever the backbone'; the paper has four
 K_PREDICT = (1, 3, 7, 9)  # of Table S4, beside 5
 
 WORDS = {
-    "knn": "kNN", "triplet": "triplet", "deep-knn": "deep kNN", "weighted-ce": "weighted CE",
-    "ce-knn": "kNN on CE features", "deep-knn-ft": "deep kNN*", "deep-knn-global": "deep kNN with whole-set search",
-    "mlp-deep-knn": "MLP + deep kNN", "mlp-triplet": "MLP + triplet", "mlp-ce": "MLP + CE", "nca": "NCA", "lmnn": "LMNN",
+    "knn": "kNN", "triplet": "triplet", "deep-knn": "deep kNN", "weighted-ce": "weighted CE", "ce-knn": "kNN on CE features",
+    "deep-knn-ft": "deep kNN*", "triplet-ft": "triplet", "deep-knn-global": "deep kNN with whole-set search", "nca": "NCA",
+    "lmnn": "LMNN", "mlp-deep-knn": "MLP + deep kNN", "mlp-triplet": "MLP + triplet", "mlp-ce": "MLP + CE",
 }  # fmt: skip
 _BETTER, _NO_WORSE = {"Acc": 0.0, "MCR": 0.0}, {"Acc": -CLOSE, "MCR": -CLOSE}
 SCORED = {  # claim: (method, its rivals, what the difference must be above)
@@ -47,8 +46,9 @@ NEEDED = {
 }
 COLUMNS = ["claim", "dataset", "split", "setting", "comparison", "measure", "value", "low", "high", "side", "bound"]
 COLUMNS += ["seeds", "test_images", "alive", "dead"]
+# The two losses from the same start; a triplet that cannot start from nothing may still do so from a trained network.
+STARTS = {"": ("deep-knn", "triplet"), ", from the cross-entropy network": ("deep-knn-ft", "triplet-ft")}
 _ITSELF = " itself"  # in `dead`, after the method that the claim is about
-
 Seeds = dict[int, Result]
 
 
@@ -72,7 +72,7 @@ def evidence(
         One row a comparison and measure, over `seeds` pairs of runs. The claim wants the interval `low`..`high` (at
         `LEVEL`) on the `side` (`>`, `<`) of `bound`. Scores are in points; `epochs ratio` is a geometric mean;
         `ratio, train` and `ratio, test` are differences of within- over between-class distance. `alive`: no method
-        compared collapsed or never began to learn; `dead` names those that did.
+        compared collapsed or learnt nothing; `dead` names those that did.
 
     Raises
     ------
@@ -82,10 +82,14 @@ def evidence(
     groups, variants = _groups(results), [result for result in variants if result.run.evaluate_on == "test"]
     rows = _pretrained(groups) + _speed(groups)
     for methods in groups.values():
-        for claim, (ours, rivals, bounds) in list(SCORED.items())[1:]:  # C1 compares across groups
+        for claim in ("C3", "C4", "C6", "C7", "C8"):  # C1 compares across groups
+            ours, rivals, bounds = SCORED[claim]
             for rival in rivals:
                 rows += _scored(claim, methods.get(ours), methods.get(rival), bounds)
-        rows += _robust(methods.get("deep-knn", {}), variants) + _packing(methods, packed)
+        for start, pair in STARTS.items():
+            rows += _scored("C2", *map(methods.get, pair), _BETTER, start=start, comparison="deep kNN − triplet")
+            rows += _packing(*_matched(*map(methods.get, pair)), packed, start)
+        rows += _robust(methods.get("deep-knn", {}), variants)
     return pd.DataFrame(sorted(rows, key=lambda row: CLAIMS.index(row["claim"])), columns=COLUMNS)
 
 
@@ -125,15 +129,14 @@ def _groups(results: Iterable[Result]) -> dict[tuple, dict[str, Seeds]]:
 
 
 def _dead(results: list[Result]) -> bool:
-    """Whether a run collapsed, or ended with (nearly) every triplet active: it never began to learn."""
-    stuck = any(result.history and result.history[-1].get("active", 0.0) > STUCK for result in results)
-    return stuck or any(result.record["collapsed"] for result in results)
+    """Whether a run collapsed or learnt nothing."""
+    return not all(result.learnt for result in results)
 
 
-def _row(claim: str, ours: list[Result], rival: list[Result], **values) -> dict:
+def _row(claim: str, ours: list[Result], rival: list[Result], start: str = "", **values) -> dict:
     run, (first, second) = ours[0].run, [WORDS[results[0].run.method] for results in (ours, rival)]
     dead = [first + _ITSELF] * _dead(ours) + [second] * _dead(rival)
-    row = {"claim": claim, "dataset": run.dataset, "split": run.split, "setting": setting(run), "seeds": len(ours)}
+    row = {"claim": claim, "dataset": run.dataset, "split": run.split, "setting": setting(run) + start, "seeds": len(ours)}
     row |= {"comparison": f"{first} − {second}", "test_images": len(ours[0].arrays["test_labels"])}
     return row | {"alive": not dead, "dead": " and ".join(dead)} | values
 
@@ -188,23 +191,23 @@ def _robust(reference: Seeds, variants: list[Result]) -> list[dict]:
 def _speed(groups: dict) -> list[dict]:
     """C5: epochs to the highest multiple of 5 % that all deep kNN runs of a setting reach; live settings together."""
     pooled = {}
-    for (dataset, split, *key), methods in groups.items():
-        ours, rival = _matched(methods.get("deep-knn"), methods.get("triplet"))
+    for ((dataset, split, *key), methods), (start, pair) in product(groups.items(), STARTS.items()):
+        ours, rival = _matched(*map(methods.get, pair))
         if ours:
             level = 5 * math.floor(min(max(row["train_acc"] for row in result.history) for result in ours) / 5)
-            epochs = [[metrics.arrival(result.history, level) for result in results] for results in (ours, rival)]
-            logs = [math.log(first / second) for first, second in zip(*epochs, strict=True)]
+            epochs = np.array([[metrics.arrival(result.history, level) for result in results] for results in (ours, rival)])
+            logs = list(np.log(epochs[0] / epochs[1]))
             never = sum(epoch > len(result.history) for epoch, result in zip(epochs[1], rival, strict=True))
-            words = f"{setting(ours[0].run)}, to {level} %"
-            words += f", never by {never} of {len(rival)} triplet runs: last epoch + 1" if never else ""
-            place = (dataset, split, *(key if _dead(ours) or _dead(rival) else ()))
+            words = f", never by {never} of {len(rival)} triplet runs: last epoch + 1" * bool(never)
+            words = f"{setting(ours[0].run)}{start}, to {level} %{words}"
+            place = (dataset, split, *((start, *key) if _dead(ours) or _dead(rival) else ()))
             pooled.setdefault(place, []).append((ours, rival, logs, words))
     rows = []
     for parts in pooled.values():
         ours, rival, logs = (sum((part[n] for part in parts), []) for n in range(3))
         low, high = np.exp(metrics.t_interval(logs, LEVEL))
-        values = {"measure": "epochs ratio", "value": math.exp(np.mean(logs)), "low": low, "high": high, "side": "<"}
-        values |= {"bound": FAR_FEWER, "setting": "; ".join(part[3] for part in parts), "test_images": np.nan}
+        values = {"measure": "epochs ratio", "value": math.exp(np.mean(logs)), "low": low, "high": high, "side": "<",
+                  "bound": FAR_FEWER, "setting": "; ".join(part[3] for part in parts), "test_images": np.nan}
         rows.append(_row("C5", ours, rival, comparison="deep kNN / triplet", **values))
     return rows
 
@@ -218,16 +221,15 @@ def _ratio(result: Result, part: str, packed: pd.DataFrame | None) -> float:
     return packed.loc[same, "ratio"].mean()
 
 
-def _packing(methods: dict[str, Seeds], packed: pd.DataFrame | None) -> list[dict]:
+def _packing(ours: list[Result], rival: list[Result], packed: pd.DataFrame | None, start: str) -> list[dict]:
     """C10: triplet's ratio minus deep kNN's; smaller is tighter."""
-    ours, rival = _matched(methods.get("deep-knn"), methods.get("triplet"))
     rows = []
     for part, side in (("train", "<"), ("test", ">")) if ours else ():
         gaps = [_ratio(b, part, packed) - _ratio(a, part, packed) for a, b in zip(ours, rival, strict=True)]
         if gaps := [gap for gap in gaps if not np.isnan(gap)]:
             values = {"value": np.mean(gaps), "seeds": len(gaps), "side": side, "bound": 0.0, "measure": f"ratio, {part}"}
             values |= dict(zip(("low", "high"), metrics.t_interval(gaps, LEVEL), strict=True))
-            rows.append(_row("C10", ours, rival, comparison="triplet − deep kNN", **values))
+            rows.append(_row("C10", ours, rival, start, comparison="triplet − deep kNN", **values))
     return rows
 
 
@@ -287,14 +289,12 @@ def _lacking(claim: str, rows: pd.DataFrame) -> str:
 
 def _aside(rows: pd.DataFrame) -> str:
     """Rows that do not count, and why."""
-    why = np.where(rows["alive"], "a single seed or no interval", rows["dead"] + " collapsed or never began to learn")
+    why = np.where(rows["alive"], "a single seed or no interval", rows["dead"] + " collapsed or learnt nothing")
     said = dict.fromkeys(f"{reason} ({words})" for reason, words in zip(why, rows["setting"], strict=True))
     return "left out: " + ", ".join(said) if said else ""
 
 
 def _numbers(rows: pd.DataFrame, most: int = 4) -> str:
-    said = [
-        f"{r.comparison} ({r.setting}) {r.measure} {r.value:.3g} [{r.low:.3g}, {r.high:.3g}], needed {r.side} {r.bound:g}"
-        for r in rows.head(most).itertuples()
-    ]
+    words = "{comparison} ({setting}) {measure} {value:.3g} [{low:.3g}, {high:.3g}], needed {side} {bound:g}"
+    said = [words.format(**row) for row in rows.head(most).to_dict("records")]
     return " and ".join(said) + (f" and {len(rows) - most} more" if len(rows) > most else "")

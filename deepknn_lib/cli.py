@@ -129,11 +129,13 @@ def _tune(arguments: argparse.Namespace) -> int:
     from deepknn_lib.storage import whole_file
 
     methods = arguments.methods.split(",") if arguments.methods else list(tuning.TRIALS.get(arguments.profile, {}))
+    if not methods:
+        raise ValueError(f"no trials in profile {arguments.profile!r}; profiles that have: {', '.join(tuning.TRIALS)}")
     changes = _given(arguments, "backbone", "weights")
     runs = [r for m in methods for r in tuning.trials(arguments.dataset, arguments.profile, m, **changes)]
     rows = tables.results_table(execute_all(runs, arguments.device))
     if arguments.out.is_file():
-        rows = pd.concat([pd.read_csv(arguments.out), rows]).drop_duplicates(
+        rows = pd.concat([pd.read_csv(arguments.out), rows], ignore_index=True).drop_duplicates(
             [*tables.KEYS, *tables.SETTINGS, "k_predict", "evaluate_on"], keep="last"
         )
     with whole_file(arguments.out) as temporary:

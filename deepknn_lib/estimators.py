@@ -66,7 +66,7 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"there is nothing to tell apart: y holds one class only, {self.classes_[0]!r}")
+            raise ValueError(f"there is nothing to tell apart: y holds one class only, {self.classes_[0]}")
         if not self._fewest_neighbors <= self.n_neighbors <= len(X):
             raise ValueError(f"n_neighbors must lie in {self._fewest_neighbors}..{len(X)}, got {self.n_neighbors!r}")
         self.history_ = []
@@ -171,6 +171,7 @@ class LMNNClassifier(_Linear):
         See `NCAClassifier`.
     """
 
+    max_iter: int = 500
     tol: float = 1e-4
     k: int = 5
     mu: float = 0.5
@@ -223,14 +224,12 @@ class TripletClassifier(_MLP):
     ----------
     n_neighbors : int
         The paper's K_p.
-    k : int
-        A batch holds at least k + 1 rows of each of its classes.
-    margin, soft, epochs, batch_size, sampling, classes_per_batch, lr, momentum, weight_decay, warmup, lr_decay_every
-        See `training.Recipe`.
     normalize : str
         See `models.Network`.
     random_state : int
         Of weights and batches.
+    k, margin, soft, epochs, batch_size, sampling, classes_per_batch, lr, momentum, weight_decay, warmup, lr_decay_every
+        See `training.Recipe`; a batch holds at least k + 1 rows of each of its classes.
     """
 
     k: int = 5
@@ -277,16 +276,15 @@ class CrossEntropyClassifier(_MLP):
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:
         """What the softmax gets, in the order of `classes_`: float32 (N, C), also for two classes."""
-        return self.network_.classifier(self._embed(self._check(X))).numpy()
-
-    def decision_function(self, X) -> np.ndarray:
-        """The logits in scikit-learn's shape, which for two classes is their difference (N,); not what the vote sees."""
-        logits = self.logits(X)
-        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+        inputs = self._check(X)
+        return self.network_.classifier(self._embed(inputs)).numpy()
 
     def predict(self, X) -> np.ndarray:
         """The class of the vote, or of the largest logit with `n_neighbors=0`: (N,)."""
-        return super().predict(X) if self.n_neighbors else self.classes_[self.logits(X).argmax(1)]
+        if self.n_neighbors:
+            return super().predict(X)
+        largest = self.logits(X).argmax(1)
+        return self.classes_[largest]
 
 
 ESTIMATORS = {

@@ -19,7 +19,7 @@ import torch
 
 from deepknn_lib.datasets import Dataset
 from deepknn_lib.models import Network, build_network
-from deepknn_lib.runs import METHODS, Run
+from deepknn_lib.runs import CODE, METHODS, Run
 from deepknn_lib.storage import data_dir, repository, whole_file
 from deepknn_lib.training import collapsed, extract_features, fit
 
@@ -116,7 +116,7 @@ def _on_images(run: Run, data: Dataset, base: Path | None, checkpoint: Path, whe
 
 def _frozen(network: Network, run: Run, data: Dataset, where: torch.device) -> dict[str, np.ndarray]:
     """Features of an untrained or pretrained backbone: the same on every split, so made once and kept by image."""
-    what = [run.dataset, run.image_size, run.backbone, run.weights, run.normalize]
+    what = [CODE, run.dataset, run.image_size, run.backbone, run.weights, run.normalize]
     what.append(run.seed if run.weights == "none" else None)
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
     path = data_dir() / "features" / f"{run.dataset.split(':')[0]}-{run.backbone}-{run.weights.split('/')[-1]}-{digest}.npz"
@@ -145,7 +145,7 @@ def _on_features(run: Run, base: Path) -> tuple:
     estimator = estimators.from_run(run)
     estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=_teller(run))
     if 0 in METHODS[run.method].votes:
-        arrays["test_logits"] = estimator.decision_function(arrays["test_features"])
+        arrays["test_logits"] = estimator.logits(arrays["test_features"])
     arrays |= {name: estimator.transform(arrays[name]) for name in ("train_features", "test_features")}
     about = {name: record[name] for name in ("class_names", "smallest", "synthetic", "class_counts")}
     return arrays, estimator.history_, estimator.state(), about

@@ -75,7 +75,7 @@ def lmnn_objective(
 
 
 def fit_lmnn(
-    inputs: Tensor, labels: Tensor, k: int = 5, mu: float = 0.5, max_iter: int = 100, tol: float = 1e-5
+    inputs: Tensor, labels: Tensor, k: int = 5, mu: float = 0.5, max_iter: int = 200, tol: float = 1e-4
 ) -> tuple[Tensor, int]:
     """Minimise `lmnn_objective` over linear maps of the inputs, from the identity, by L-BFGS.
 
@@ -90,7 +90,7 @@ def fit_lmnn(
         0 < mu < 1.
     max_iter : int
     tol : float
-        It stops when an iteration changes the objective per row and target by less.
+        It stops when an iteration changes the objective by less than this share of where it began.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def fit_lmnn(
     if k < 1 or not 0 < mu < 1:
         raise ValueError(f"LMNN needs k of at least 1 and 0 < mu < 1, got k={k!r}, mu={mu!r}")
     targets = target_neighbors(inputs, labels, k)
-    weight = 1 / max(int((targets >= 0).sum()), 1)
+    weight = 1 / max(lmnn_objective(inputs, labels, targets, mu)[0], 1e-12)  # the objective begins at 1
     linear = torch.eye(inputs.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [linear], max_iter=max_iter, tolerance_change=tol, tolerance_grad=0, line_search_fn="strong_wolfe"

@@ -78,6 +78,7 @@ def _small(name: str) -> tuple[nn.Module, int]:
         from timm.models.densenet import DenseNet
 
         dense = DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
+        dense.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels a single one is left there
         return dense, dense.num_features
     from timm.models.resnet import BasicBlock, ResNet
 
@@ -162,7 +163,10 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
             "DEEPKNN_WEIGHTS and let timm download its own, or use weights='none'"
         )
     state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
-    missing, unexpected = backbone.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the same names with other shapes
+        raise ValueError(f"{path} does not fit {name}: {error}") from error
     # a classifier is not wanted here, and counters of batches are not always stored
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     unexpected = [key for key in unexpected if not key.startswith(("fc.", "classifier.", "head.", "last_linear."))]

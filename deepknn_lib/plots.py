@@ -65,7 +65,7 @@ def save_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     plt.close(figure)
     shown = io.BytesIO()
     with Image.open(folder / f"{name}.png") as image:  # half the size is enough on a page, and drawing again is slow
-        image.reduce(2).save(shown, "png")
+        image.convert("RGB").reduce(2).quantize(256).save(shown, "png")  # photographs take four tenths of the space
     return shown.getvalue()
 
 
@@ -159,8 +159,10 @@ def embedding(
             axis.scatter(*points[labels == c].T, lw=0, alpha=0.8, label=class_names[c], **style)
         axis.set_title(title)
     if len(class_names) <= 35:  # more than 7 colours and 5 markers tell apart
-        handles, names = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(handles), 7), markerscale=2)
+        drawn = dict(zip(*reversed(axes.flat[0].get_legend_handles_labels()), strict=True))
+        columns = 10 if max(map(len, class_names)) < 4 else 7
+        handles = [drawn[name] for name in class_names]
+        figure.legend(handles, class_names, loc="outside lower center", ncols=min(len(handles), columns), markerscale=2)
     return figure
 
 

@@ -60,16 +60,16 @@ def beside(ours: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     ours : DataFrame
-        Of `tables.over_seeds`; all data sets, splits and settings together.
+        Of `tables.over_seeds`; all data sets, splits and settings together. Trials judged on validation images are left out.
 
     Returns
     -------
     DataFrame
-        The columns of `cells`; `our_dataset`, `our_split`, `our_backbone`, `our_weights`, `our_image_size`, `ours`,
-        `sd`, `seeds`, `collapsed` (runs); `difference` (ours − published, only on the paper's own images); `remark`: what
-        differs, or why there is nothing.
+        The columns of `cells`; `our_row` (in `ours`), `our_dataset`, `our_split`, `our_backbone`, `our_weights`,
+        `our_image_size`, `ours`, `sd`, `seeds`, `collapsed` (runs); `difference` (ours − published, only on the paper's own
+        images); `remark`: what differs, or why there is nothing.
     """
-    out = []
+    out, ours = [], ours[ours["evaluate_on"] != "validation"]
     for cell in cells().to_dict("records"):
         names = [SAME_IMAGES.get(cell["dataset"]), *STAND_INS.get(cell["dataset"], ())]
         fits = ours[ours["dataset"].isin(names) & (ours["method"] == cell["method"])]
@@ -77,11 +77,11 @@ def beside(ours: pd.DataFrame) -> pd.DataFrame:
         for name in ("k", "m"):
             fits = fits[fits[name].isna() | (fits[name] == cell[name])]
         fits = fits[fits[cell["measure"]].notna()]
-        out += [cell | _our_side(cell, row) for row in fits.to_dict("records")]
+        out += [cell | {"our_row": i} | _our_side(cell, row) for i, row in fits.to_dict("index").items()]
         if not len(fits):
             why = NOT_TO_BE_HAD.get(cell["dataset"], "not run: no result with this method, backbone and setting yet")
             out.append(cell | {"remark": why})
-    columns = [*_KEYS, "measure", "published", *(f"our_{name}" for name in _OURS)]
+    columns = [*_KEYS, "measure", "published", "our_row", *(f"our_{name}" for name in _OURS)]
     return pd.DataFrame(out).reindex(columns=[*columns, "ours", "sd", "seeds", "collapsed", "difference", "remark"])
 
 
@@ -122,7 +122,8 @@ def readable(side: pd.DataFrame, table: str) -> pd.DataFrame:
         row |= {"K, M": f"{values['k']}, {values['m']}"} if table == "S3" else {}
         row["paper"] = " / ".join(f"{v:.1f}" for v in of_row.drop_duplicates("measure")["published"])
         had = of_row[of_row["ours"].notna()]
-        for names, ours in had.groupby([f"our_{name}" for name in _OURS], sort=False):
+        for _, ours in had.groupby("our_row", sort=False):  # runs of other settings or another fold stay apart
+            names = ours[[f"our_{name}" for name in _OURS]].iloc[0]
             text = tables.with_sd(ours.rename(columns={"sd": "ours_sd"}), "ours")
             dataset, split, backbone, weights, size = names
             gap = [] if ours["difference"].isna().any() else [f"{v:+.1f}" for v in ours["difference"]]

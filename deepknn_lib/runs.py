@@ -48,12 +48,13 @@ TABLE4 = ("ce-knn", "deep-knn")
 # samplings of `demo` were chosen on a validation part of skin7's training images, those of the MLPs on features of them, by
 # the same number of trials each: data/results/skin7_tuning.csv.
 _MLP = {"epochs": 30, "lr_decay_every": 10}
+_DEEP = {"lr": 0.4, "margin": 0.5, "sampling": "balanced"}
 _SCRATCH = {
-    "triplet": {"lr": 0.1, "margin": 0.5},
-    "deep-knn": {"lr": 0.4, "sampling": "balanced"},
-    "deep-knn-ft": {"lr": 0.1, "sampling": "balanced"},
-    "triplet-ft": {"lr": 0.02},
-    "deep-knn-global": {"lr": 0.4, "sampling": "balanced"},
+    "triplet": {"lr": 0.1, "margin": 0.5, "warmup": 2},
+    "triplet-ft": {"lr": 0.02, "margin": 0.2, "warmup": 1},
+    "deep-knn": _DEEP,
+    "deep-knn-ft": _DEEP | {"lr": 0.2},
+    "deep-knn-global": _DEEP,
     "weighted-ce": {"lr": 0.05},
     "mlp-triplet": _MLP | {"lr": 0.05},
     "mlp-ce": _MLP | {"lr": 0.01},
@@ -148,8 +149,8 @@ class Run:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.k_predict < 0 or (self.k_predict == 0 and METHODS[self.method].loss != "weighted-ce"):
             raise ValueError(f"k_predict must be at least 1, got {self.k_predict} (0 is for cross-entropy's own classifier)")
-        if (METHODS[self.method].loss == "deep-knn") < bool(self.search_every):
-            raise ValueError(f"{self.method} searches no neighbours while it trains; leave search_every at 0")
+        if self.search_every and (METHODS[self.method].loss != "deep-knn" or METHODS[self.method].on_features):
+            raise ValueError(f"{self.method} cannot search the whole set while it trains; leave search_every at 0")
         if self.evaluate_on not in ("test", "validation"):
             raise ValueError(f"evaluate_on is 'test' or 'validation', got {self.evaluate_on!r}")
         if (METHODS[self.method].base is None) != (self.base is None):
@@ -252,10 +253,10 @@ def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1)) -
     def runs(method: str = "deep-knn", **changes) -> list[Run]:
         return [make_run(dataset, method, profile, split="grouped", seed=seed, **changes) for seed in seeds]
 
-    normal = [{"normalize": "batch-l2", "margin": margin} for margin in (0.05, 0.2, 0.8)]
+    normal = [{"normalize": "batch-l2", "margin": margin} for margin in (0.05, 0.2, 0.5, 1.0)]
     # raw features: a smaller step, as they are longer than 1
     raw = [{"normalize": "none", "margin": margin, "lr": 0.02} for margin in (0.2, 1.0, 5.0)]
-    margins = [*normal, {"normalize": "l2", "margin": 0.2}, *raw]
+    margins = [*normal, {"normalize": "l2", "margin": 0.5}, *raw]
     return {
         "K and M": [r for k in (3, 5, 7) for m in (1, 5, 9) for r in runs(k=k, m=m, k_predict=k)],
         "search": runs("deep-knn-global"),

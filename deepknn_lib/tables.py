@@ -248,9 +248,9 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Keys and settings, then `acc`, `acc_sd` and so on, `seeds`, and how many `collapsed`.
+        Keys, `evaluate_on` and settings, then `acc`, `acc_sd` and so on, `seeds`, and how many `collapsed`.
     """
-    keys = [*KEYS, "k_predict", *(n for n in SETTINGS if n != "seed")]
+    keys = [*KEYS, "k_predict", "evaluate_on", *(n for n in SETTINGS if n != "seed")]
     rows = rows.reindex(columns=[*rows.columns, *(n for n in keys if n not in rows)])
     grouped = rows.groupby(keys, sort=False, dropna=False)
     means = grouped[[*SCORES]].agg(["mean", "std"])

@@ -175,8 +175,8 @@ def fit(
     list of dict
         One row an epoch. `loss`: mean over batches. `active`: share of triplets whose hinge is above 0 (soft triplet:
         whose positive is not the nearer one; NaN for cross-entropy). `spread`: mean distance between two images of a
-        batch. `train_acc`: leave-one-out kNN on the training set, K_p = 5, per cent. `lr`; `seconds` of training,
-        `eval_seconds` of measuring `train_acc`.
+        batch. `train_acc`: leave-one-out kNN on the training set, K_p = 5, per cent. `lr` of the last step;
+        `seconds` of training, `eval_seconds` of measuring `train_acc`.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def fit(
         trained = time.perf_counter()
         train_acc = leave_one_out_accuracy(extract_features(network, inputs), labels)
         row = {"epoch": epoch, "loss": mean_loss, "active": active, "spread": spread, "train_acc": train_acc}
-        row |= {"lr": recipe.lr_at(epoch), "seconds": trained - started}
+        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": trained - started}
         row["eval_seconds"] = time.perf_counter() - trained
         history.append(row)
         if on_epoch:

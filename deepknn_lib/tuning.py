@@ -87,6 +87,7 @@ def best(rows: pd.DataFrame) -> pd.DataFrame:
     """Of each method's trials (rows of `tables.results_table`) the one that was chosen; collapsed ones never are."""
     judged = rows[(rows["evaluate_on"] == "validation") & ~rows["collapsed"].astype(bool)]
     votes = judged["method"].map(lambda method: 0 if METHODS[method].loss == "weighted-ce" else 5)
-    judged = judged[judged["k_predict"] == votes]
+    judged = judged[judged["k_predict"] == votes].reset_index(drop=True)
     score = (judged["acc"] + judged["mcr"]) / 2
-    return judged.loc[score.groupby(judged["method"], sort=False).idxmax()]
+    searches = [judged[name] for name in ("dataset", "backbone", "weights", "method")]  # each chooses for itself
+    return judged.loc[score.groupby(searches, sort=False).idxmax()]

@@ -28,7 +28,7 @@ def luck(seed):
     return (np.random.default_rng(7).permutation(len(LABELS)) + 0.2 * seed) / len(LABELS)
 
 
-def made(method, seed=0, *, quality=None, backbone=SMALL, arrives=None, active=0.3, collapsed=False, **changes):
+def made(method, seed=0, *, quality=None, backbone=SMALL, arrives=None, stuck=False, collapsed=False, **changes):
     """A result that is right on the given share of the images, of each class if there are three."""
     run = make_run("lesions", method, "demo", seed=seed, **({"backbone": backbone, "weights": "imagenet"} | changes))
     quality = np.broadcast_to(QUALITY[method] if quality is None else quality, 3)
@@ -37,14 +37,14 @@ def made(method, seed=0, *, quality=None, backbone=SMALL, arrives=None, active=0
     ids = np.array([f"image {n}" for n in range(len(LABELS))])
     arrays = {"test_labels": LABELS, "test_ids": ids, "test_groups": np.arange(len(LABELS)) // 2}
     arrives, epochs = arrives or ARRIVES.get(method, 4), range(1, 17)
-    history = [{"epoch": e, "train_acc": 50 + 42 * min(e / arrives, 1), "active": active} for e in epochs]
-    record = {"class_names": ["a", "b", "c"], "smallest": 2, "collapsed": collapsed}
+    history = [{"epoch": e, "train_acc": 50 if stuck else 50 + 42 * min(e / arrives, 1)} for e in epochs]
+    record = {"class_names": ["a", "b", "c"], "smallest": 2, "collapsed": collapsed, "class_counts": {"train": [50, 30, 20]}}
     votes = dict.fromkeys((0, 5, *K_PREDICT), predictions)
     return Result(run, arrays, history if METHODS[method].loss else [], record, votes)
 
 
 def world(methods=tuple(QUALITY), backbones=(SMALL, LARGE), seeds=(0, 1, 2), quality=None, **changed):
-    """Results of all methods; `changed`, e.g. `triplet={"active": 1.0}`, is given to a method by its name."""
+    """Results of all methods; `changed`, e.g. `triplet={"stuck": True}`, is given to a method by its name."""
     return [
         made(method, seed, backbone=backbone, **{"quality": (quality or {}).get(method)} | changed.get(method, {}))
         for backbone in backbones for seed in seeds for method in methods
@@ -122,23 +122,23 @@ def test_a_claim_that_fails_is_not_replicated_and_says_where(claim, change, said
      "missing on pretrained backbones: deep kNN − kNN (Acc, MCR)"),
     ("C1", {"results": lambda: [made(m, s, weights="none") for m in ("knn", "deep-knn", "triplet") for s in (0, 1)]},
      "missing on pretrained backbones"),
-    ("C2", {"results": lambda: world(triplet={"active": 1.0})}, "triplet collapsed or never began"),
+    ("C2", {"results": lambda: world(triplet={"stuck": True})}, "triplet collapsed or learnt nothing"),
     ("C2", {"results": lambda: world(triplet={"collapsed": True})}, "triplet collapsed"),
     ("C2", {"results": lambda: world(seeds=[1])}, "a single seed"),
     ("C3", {"results": lambda: world(methods=["deep-knn", "ce-knn"])}, "missing: deep kNN − weighted CE (Acc, MCR, RS)"),
     ("C4", {"results": lambda: world(methods=["deep-knn", "deep-knn-ft"])}, "missing: deep kNN* − weighted CE (Acc, MCR)"),
     ("C4", {"results": lambda: world(**{"deep-knn-ft": {"collapsed": True}})}, "deep kNN* itself collapsed"),
-    ("C5", {"results": lambda: world(triplet={"active": 1.0})}, "triplet collapsed or never began"),
+    ("C5", {"results": lambda: world(triplet={"stuck": True})}, "triplet collapsed or learnt nothing"),
     ("C5", {"results": lambda: world(methods=["deep-knn", "knn"])}, "missing: deep kNN / triplet"),
     ("C6", {"results": lambda: world(methods=set(QUALITY) - {"lmnn"})}, "missing: MLP + deep kNN − LMNN (Acc, MCR)"),
     ("C6", {"results": lambda: world(**{"mlp-triplet": {"collapsed": True}})}, "MLP + triplet collapsed"),
     ("C7", {"results": lambda: world(backbones=[SMALL])}, "a single backbone"),
     ("C8", {"results": lambda: world(methods=["deep-knn", "ce-knn"])}, "whole-set search (Acc, MCR)"),
-    ("C8", {"results": lambda: world(**{"deep-knn-global": {"active": 1.0}})}, "whole-set search collapsed"),
+    ("C8", {"results": lambda: world(**{"deep-knn-global": {"stuck": True}})}, "whole-set search collapsed"),
     ("C9", {"tried": lambda: variants(settings=((3, 5), (7, 5)))}, "no run with another M"),
     ("C9", {"tried": lambda: variants(settings=((3, 5), (5, 9)), collapsed=True)}, "deep kNN itself collapsed"),
     ("C9", {"tried": lambda: []}, "missing: K_p = 1 − K_p = 5 (Acc, MCR)"),
-    ("C10", {"results": lambda: world(triplet={"active": 1.0})}, "triplet collapsed"),
+    ("C10", {"results": lambda: world(triplet={"stuck": True})}, "triplet collapsed"),
     ("C10", {"packed": lambda: packing().query("part == 'train'")}, "missing: triplet − deep kNN (ratio, test)"),
     ("C10", {"packed": lambda: packing().query("seed == 0")}, "a single seed"),
 ])  # fmt: skip
@@ -152,11 +152,11 @@ def test_a_claim_without_a_fair_test_is_not_tested_and_says_why(claim, change, s
 
 
 def test_a_setting_with_a_dead_rival_is_left_out_but_not_one_where_deep_knn_died():
-    living, dead = world(backbones=[SMALL]), {"active": 1.0}
+    living, dead = world(backbones=[SMALL]), {"stuck": True}
     rival = judged(living + world(backbones=[LARGE], triplet=dead))
     for claim in ("C2", "C5", "C10"):
         assert rival.loc[claim, "verdict"] == "replicated"
-        assert "left out: triplet collapsed or never began to learn (vgg11" in rival.loc[claim, "why"]
+        assert "left out: triplet collapsed or learnt nothing (vgg11" in rival.loc[claim, "why"]
     own = judged(living + world(backbones=[LARGE], **{"deep-knn": dead}))
     assert (own.loc[["C2", "C5", "C7", "C10"], "verdict"] == "not tested").all()
     assert own.loc["C6", "verdict"] == "replicated"  # it asks nothing of that network
@@ -232,6 +232,21 @@ def test_close_allows_2_4_points_and_robust_3_4():
         assert word in why and ("undecided" in why) != ("the other way" in why)
 
 
+def test_each_method_votes_as_its_claim_says():
+    """K_p = 5 for all, cross-entropy's own classifier, and C9's K_p: each of these predicts a class of its own."""
+    results = world(methods=["deep-knn", "weighted-ce", "triplet"], backbones=[SMALL])
+    tried = variants()
+    for r in results + tried:
+        r._predicted.update({k: np.full(len(LABELS), {0: 1, 5: 0, 7: 1}.get(k, 2)) for k in (0, 5, *K_PREDICT)})
+    rows = evidence(results, variants=tried, packed=packing()).query("measure == 'Acc'").set_index(["claim", "comparison"])
+    share = 100 * np.bincount(LABELS) / len(LABELS)  # the accuracy of always predicting class 0, 1, 2
+    assert rows["value"].to_dict() == pytest.approx({
+        ("C2", "deep kNN − triplet"): 0, ("C3", "deep kNN − weighted CE"): share[0] - share[1],
+        **{("C9", f"{name} − K = 5, M = 5"): 0 for name in ("K = 3, M = 5", "K = 5, M = 9")},
+        **{("C9", f"K_p = {k} − K_p = 5"): share[1 if k == 7 else 2] - share[0] for k in K_PREDICT},
+    })  # fmt: skip
+
+
 def test_epochs_by_hand():
     deep = [made("deep-knn", seed, arrives=epochs) for seed, epochs in enumerate((2, 4))]
     rival = [made("triplet", seed, arrives=epochs) for seed, epochs in enumerate((8, 900))]
@@ -264,7 +279,7 @@ def test_a_score_without_an_interval_leaves_a_claim_untested():
 
 
 def test_verdicts_from_committed_rows_are_those_of_the_live_ones(tmp_path):
-    dead = world(backbones=[LARGE], triplet={"active": 1.0})
+    dead = world(backbones=[LARGE], triplet={"stuck": True})
     rows = evidence(world(backbones=[SMALL], quality={"lmnn": 0.9}) + dead, variants=variants(), packed=packing())
     rows.to_csv(tmp_path / "rows.csv", index=False, float_format="%.6g")
     back = pd.read_csv(tmp_path / "rows.csv")

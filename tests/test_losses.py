@@ -14,7 +14,10 @@ from deepknn_lib.losses import (
     deep_knn_loss,
     deep_knn_terms,
     distances_to,
+    masked_mean,
+    whole_set_terms,
 )
+from deepknn_lib.neighbors import Neighbors, whole_set_neighbors
 
 KM = [(1, 1), (5, 5), (2, 7), (4, 1)]
 LOSSES = [deep_knn_loss, batch_hard_triplet_loss]
@@ -133,6 +136,80 @@ def test_order_of_the_batch_and_names_of_the_classes_do_not_matter(loss):
     names = torch.tensor([7, -3, 1000, 0, 2])
     assert_same(value_and_gradient(loss, features, names[labels]), (value, gradient), 1e-12)
     assert_same(value_and_gradient(loss, features, labels.to(torch.uint8)), (value, gradient), 1e-12)
+
+
+def soft_mean(features, triplets):
+    """ln(1 + exp(d(anchor, positive) − d(anchor, negative))), one triplet after the other."""
+    to = reference.distance
+    gaps = [to(features[i], features[y]) - to(features[i], features[z]) for i, y, z in triplets]
+    return sum((1 + gap.exp()).log() for gap in gaps) / len(triplets)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@raw_and_normalised
+def test_the_soft_margin_in_loops_with_its_gradient(seed, normalised):
+    features, labels = random_batch(seed, normalised=normalised)
+    expected = value_and_gradient(soft_mean, features, reference.batch_hard_triplets(features, labels))
+    for margin in (0.0, 0.2, 5.0):  # it has none
+        assert_same(value_and_gradient(batch_hard_triplet_loss, features, labels, margin, soft=True), expected)
+    assert_same(value_and_gradient(batch_hard_triplet_loss, features.float(), labels, soft=True), expected, 1e-4)
+
+
+def test_the_soft_margin_is_the_softplus_of_the_hinge_without_its_margin():
+    features, labels = random_batch(4)
+    soft, valid = batch_hard_terms(features, labels, soft=True)
+    hinge, _ = batch_hard_terms(features, labels, margin=100.0)  # so large that no hinge is cut off
+    gap = hinge - 100
+    assert valid.sum() > 15 and (gap[valid] > 0).any() and (gap[valid] < 0).any()
+    torch.testing.assert_close(soft[valid], torch.nn.functional.softplus(gap)[valid], rtol=1e-9, atol=0)
+    assert (soft[valid] > gap[valid].relu()).all()  # so it never stops pulling
+
+
+def test_the_soft_margin_at_equal_distances_is_ln_2_with_a_finite_gradient():
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    value, gradient = value_and_gradient(batch_hard_triplet_loss, corners[:3], torch.tensor([0, 0, 1]), soft=True)
+    # anchor 0: 1 - 1; anchor 1: 1 - sqrt(2)
+    expected = (math.log(2) + math.log1p(math.exp(1 - math.sqrt(2)))) / 2
+    assert value.item() == pytest.approx(expected) and gradient.isfinite().all() and gradient.abs().sum() > 0
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    value, gradient = value_and_gradient(batch_hard_triplet_loss, torch.full((6, 3), 2.0), labels, soft=True)
+    assert value.item() == pytest.approx(math.log(2)) and (gradient == 0).all()  # one point: nothing to pull at
+
+
+def whole_batch(features, near):
+    """Anchors, then their positives, then their negatives: the batch that `whole_set_terms` is given."""
+    index = torch.cat([torch.arange(len(features)), near.positive.flatten(), near.negative.flatten()])
+    return features[index]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("k, m", [*KM, (9, 30)])  # the last: more than the rare classes have
+def test_searched_in_the_whole_set_is_searched_in_the_batch_when_the_batch_is_the_set(seed, k, m):
+    features, labels = random_batch(seed)
+
+    def searched(features):
+        near = whole_set_neighbors(features.detach(), labels, k, m)
+        return masked_mean(*whole_set_terms(whole_batch(features, near), near, 0.7))
+
+    terms, valid = deep_knn_terms(features, labels, k, m, 0.7)
+    near = whole_set_neighbors(features, labels, k, m)
+    found, found_valid = whole_set_terms(whole_batch(features, near), near, 0.7)
+    assert torch.equal(found_valid, valid) and found.shape == terms.shape
+    torch.testing.assert_close(found[valid], terms[valid], rtol=1e-9, atol=0)
+    expected = value_and_gradient(deep_knn_loss, features, labels, k, m, 0.7)
+    assert_same(value_and_gradient(searched, features), expected)
+
+
+def test_a_few_anchors_with_neighbours_from_the_whole_set_by_hand():
+    features = torch.tensor([[0.0], [1.0], [3.0], [20.0], [6.0]])
+    labels = torch.tensor([0, 0, 1, 2, 1])
+    near = Neighbors(*(part[[2, 0, 3]] for part in whole_set_neighbors(features, labels, 2, 2)))
+    index = torch.cat([torch.tensor([2, 0, 3]), near.positive.flatten(), near.negative.flatten()])
+    terms, valid = whole_set_terms(features[index], near, 4.0)
+    # of 3: 3 + 4 - 2 and 3 + 4 - 3; of 0: 1 + 4 - 3 and [1 + 4 - 6]; 20 is alone; no class has a second positive
+    assert valid.tolist() == [[[True, True], [False, False]], [[True, True], [False, False]], [[False] * 2] * 2]
+    assert terms[valid].tolist() == [5, 4, 2, 0]
+    assert masked_mean(terms, valid).item() == (5 + 4 + 2) / 4
 
 
 # Edges

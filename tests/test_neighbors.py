@@ -9,7 +9,13 @@ import torch
 from reference import random_batch
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from deepknn_lib.neighbors import batch_distances, batch_neighbors, majority_vote, nearest_neighbors
+from deepknn_lib.neighbors import (
+    batch_distances,
+    batch_neighbors,
+    majority_vote,
+    nearest_neighbors,
+    whole_set_neighbors,
+)
 
 
 def points(count, dim=5, seed=0, dtype=torch.float64):
@@ -173,6 +179,60 @@ def test_memory_is_bounded_by_the_chunk():
 def test_bad_searches_are_refused(queries, gallery, options, told):
     with pytest.raises(ValueError, match=told):
         nearest_neighbors(queries, gallery, **{"k": 1, **options})
+
+
+# Search of a whole set for the loss
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k, m", [(1, 1), (5, 5), (2, 9), (30, 30)])
+def test_whole_set_neighbours_are_those_of_the_loops_and_of_the_batch(seed, k, m):
+    features, labels = random_batch(seed)
+    assert labels.bincount(minlength=5).min() < 6  # some class has fewer than K + 1 = 6 images
+    near = whole_set_neighbors(features, labels, k, m)
+    for i in range(24):
+        positives, negatives = reference.neighbors(features, labels, i)
+        for index, valid, truth, count in (
+            (near.positive[i], near.positive_valid[i], positives, k),
+            (near.negative[i], near.negative_valid[i], negatives, m),
+        ):
+            found = min(count, len(truth))
+            assert index.tolist() == truth[:found] + [0] * (count - found)
+            assert valid.tolist() == [True] * found + [False] * (count - found)
+    for ours, theirs in zip(near, batch_neighbors(features, labels, k, m), strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+
+
+def test_whole_set_neighbours_carry_no_gradient_and_need_no_matrix_of_all_distances():
+    features = points(600, 3).requires_grad_()
+    labels = torch.arange(600) % 60
+    with reference.LargestTensor() as largest:
+        near = whole_set_neighbors(features, labels, 2, 3)
+    assert largest.numel < 600**2 / 10
+    assert not any(part.requires_grad for part in near) and near.positive_valid.all()
+
+
+def test_a_whole_set_of_one_class_has_no_negatives_and_one_of_single_images_no_positives():
+    near = whole_set_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([4, 4, 4]), 1, 2)
+    assert near.positive.tolist() == [[1], [0], [1]] and near.positive_valid.all()
+    assert near.negative.tolist() == [[0, 0]] * 3 and not near.negative_valid.any()
+    near = whole_set_neighbors(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([2, 0, 1]), 1, 1)
+    assert not near.positive_valid.any() and near.negative.tolist() == [[1], [0], [1]]
+
+
+@pytest.mark.parametrize(
+    "features, labels, options, told",
+    [
+        (torch.ones(4), torch.ones(4).long(), {}, "shape"),
+        (torch.ones(4, 2), torch.ones(3).long(), {}, "4 integers"),
+        (torch.ones(4, 2), torch.ones(4).long(), {"k": 0}, "^k must be"),
+        (torch.ones(4, 2), torch.ones(4).long(), {"m": 1.0}, "^m must be"),
+        (torch.full((4, 2), math.nan), torch.tensor([0, 0, 1, 1]), {}, "NaN"),
+    ],
+)
+def test_a_whole_set_that_cannot_be_meant_is_refused(features, labels, options, told):
+    with pytest.raises(ValueError, match=told):
+        whole_set_neighbors(features, labels, **options)
 
 
 # Vote
