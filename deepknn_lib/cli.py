@@ -141,7 +141,8 @@ def _tune(arguments: argparse.Namespace) -> int:
     with whole_file(arguments.out) as temporary:
         rows.to_csv(temporary, index=False, float_format="%.6g")
     chosen = tuning.best(rows)
-    print(tables.markdown(chosen[["method", "lr", "margin", "soft", "warmup", "normalize", "sampling", "acc", "mcr"]]))
+    settings = ["method", "lr", "margin", "soft", "warmup", "normalize", "sampling"]
+    print(tables.markdown(chosen[settings].astype(str).join(chosen[["acc", "mcr"]])))
     return 0
 
 

@@ -110,7 +110,7 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 @_parameters
 class _Linear(KNNClassifier):
     n_components: int | None = 128
-    max_samples: int | None = None
+    max_samples: int | None = 3000
     max_iter: int = 200
     tol: float = 1e-5
     random_state: int = 0
@@ -150,8 +150,6 @@ class NCAClassifier(_Linear):
         When L-BFGS stops; a warning says that it had not converged.
     random_state : int
     """
-
-    max_samples: int | None = 3000
 
     def _fit_map(self, reduced: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         return fit_nca(reduced, labels, self.max_iter, self.tol, self.random_state)

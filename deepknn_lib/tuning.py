@@ -49,7 +49,7 @@ TRIALS = {
             {"lr": 0.01, "normalize": "none", "sampling": "balanced"} | _SOFT,
         ],
         "mlp-deep-knn": _crossed((0.01, 0.1, 0.4)),
-        "mlp-ce": [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)],
+        "mlp-ce": [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1)] + [{"lr": 0.003, "warmup": 2}],
     },
 }
 

@@ -116,8 +116,8 @@ def test_a_step_with_whole_set_search_takes_as_many_images_as_a_batch(toy, monke
         return whole_set_terms(features, near, margin)
 
     monkeypatch.setattr(training, "whole_set_terms", looking)
-    fit(small(), *tensors(toy), Recipe(epochs=1, batch_size=24, k=3, m=2, search_every=1))
-    assert shapes == [(24, 4, 3, 4, 2)] * 3  # 24 // (1 + 3 + 2) anchors with theirs
+    fit(small(), *tensors(toy), Recipe(epochs=1, batch_size=24, k=2, m=1, search_every=1))
+    assert shapes == [(24, 6, 2, 6, 1)] * 3  # 24 / (1 + 2 + 1) anchors with theirs
 
 
 @pytest.mark.parametrize("loss", ["deep-knn", "triplet", "weighted-ce"])
