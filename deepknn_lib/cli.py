@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--backbone", help="small-resnet or a timm model, such as resnet50 (default: the profile's)")
         command.add_argument("--weights", metavar="FILE", help="safetensors file, tag, 'imagenet' or 'none' (default: the "
                              "profile's)")  # fmt: skip
+        command.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the profile's")
     tune.add_argument("--out", type=Path, required=True, metavar="FILE", help="add the trials to this CSV")
     grid.add_argument("--splits", help="paper, grouped or both, comma-separated (default: both)")
     grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
@@ -84,7 +85,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.dataset,
         arguments.method,
         arguments.profile,
-        **_given(arguments, "split", "fold", "seed", "backbone", "epochs", "weights"),
+        **_given(arguments, "split", "fold", "seed", "backbone", "epochs", "weights", "image_size"),
     )
     result = execute(run, arguments.device)
     if arguments.out:
@@ -112,7 +113,7 @@ def _grid(arguments: argparse.Namespace) -> int:
         options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
     if arguments.splits:
         options["split_names"] = arguments.splits.split(",")
-    options |= _given(arguments, "backbone", "weights")
+    options |= _given(arguments, "backbone", "weights", "image_size")
     results = execute_all(grid(arguments.dataset, arguments.profile, **options), arguments.device)
     if arguments.out:
         with whole_file(arguments.out) as temporary:
@@ -131,7 +132,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     methods = arguments.methods.split(",") if arguments.methods else list(tuning.TRIALS.get(arguments.profile, {}))
     if not methods:
         raise ValueError(f"no trials in profile {arguments.profile!r}; profiles that have: {', '.join(tuning.TRIALS)}")
-    changes = _given(arguments, "backbone", "weights")
+    changes = _given(arguments, "backbone", "weights", "image_size")
     runs = [r for m in methods for r in tuning.trials(arguments.dataset, arguments.profile, m, **changes)]
     rows = tables.results_table(execute_all(runs, arguments.device))
     if arguments.out.is_file():

@@ -34,6 +34,7 @@ def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.
         run, record, names = result.run, result.record, result.record["class_names"]
         labels, loss = result.arrays["test_labels"], METHODS[run.trained.method].loss
         unused = _NOT_TRAINED if loss is None or loss in _LINEAR else _UNUSED.get(loss, ())
+        unused += ("margin",) * run.trained.soft
         for k_predict in votes or METHODS[run.method].votes:
             predictions = result.predict(k_predict)
             row = {n: getattr(run, n) for n in KEYS}

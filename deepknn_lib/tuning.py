@@ -1,4 +1,6 @@
-"""The search that chose each method's settings: the same number of trials for every method that is trained.
+"""The search that chose the settings: the same number of trials for every method trained by steps on batches.
+
+Whole-set search takes deep kNN's settings, so that the two differ in the search alone; NCA and LMNN keep their defaults.
 
 A trial trains with one setting and is judged on a fifth of the *training* part (split by lesion, so that no lesion is on
 both sides); test images have no part in it. `python -m deepknn_lib tune` runs the trials and writes them all down.

@@ -5,8 +5,9 @@ from dataclasses import fields
 import pandas as pd
 import pytest
 
-from deepknn_lib import cli, experiments, tuning
-from deepknn_lib.runs import METHODS, PROFILES, Run
+from deepknn_lib import cli, experiments, tables, tuning
+from deepknn_lib.runs import METHODS, PROFILES, Run, make_run
+from deepknn_lib.storage import repository
 from deepknn_lib.training import Recipe
 from deepknn_lib.tuning import N_TRIALS, TRIALS, best, trials
 
@@ -146,3 +147,14 @@ def test_tune_says_that_a_profile_has_no_trials(capsys, tmp_path):
     assert cli.main([*command[:3], *command[5:]]) == 2
     assert "no trials in profile 'paper'; profiles that have: demo" in capsys.readouterr().err
     assert not (tmp_path / "rows.csv").exists()
+
+
+def test_the_demo_profile_has_the_settings_that_the_recorded_trials_chose():
+    rows = pd.read_csv(repository() / "data" / "results" / "skin7_tuning.csv")
+    assert set(rows["method"]) == set(tuning.TRIALS["demo"]) and set(rows["evaluate_on"]) == {"validation"}
+    counts = rows.drop_duplicates(["method", *tables.SETTINGS])["method"].value_counts()
+    assert set(counts) == {tuning.N_TRIALS}
+    for chosen in tuning.best(rows).to_dict("records"):
+        run = make_run("lesions", chosen["method"], "demo")
+        for name in ("lr", "margin", "soft", "warmup", "normalize", "sampling"):
+            assert pd.isna(chosen[name]) or chosen[name] == getattr(run, name), (chosen["method"], name)
