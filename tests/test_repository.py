@@ -267,7 +267,8 @@ def test_results_in_the_readme_are_those_of_the_committed_rows():
     from deepknn_lib import tables
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = pd.read_csv(ROOT / "data" / "results" / "skin7_demo_runs.csv")
+    files = ("skin7_demo_runs.csv", "skin7_table3_runs.csv")
+    rows = pd.concat([pd.read_csv(ROOT / "data" / "results" / name) for name in files])
     table = tables.over_seeds(rows)
     table = table[table["k_predict"] != 1]  # the README shows the vote of five
     assert len(table) >= 12
@@ -283,12 +284,11 @@ def readme_blocks(language):
 
 
 def test_the_python_in_the_readme_runs():
-    blocks = readme_blocks("python")
-    assert blocks
-    for block in blocks:
-        names = {}
+    loss, estimator = ({} for _ in range(2))
+    for block, names in zip(readme_blocks("python"), (loss, estimator), strict=True):
         exec(block, names)
-        assert names["predicted"].shape == names["labels"].shape and names["features"].grad.isfinite().all()
+    assert loss["predicted"].shape == loss["labels"].shape and loss["features"].grad.isfinite().all()
+    assert (estimator["kinds_again"] == estimator["kinds"]).mean() > 0.9 and estimator["embedding"].shape == (178, 128)
 
 
 def test_the_readme_command_for_ones_own_images_runs(tmp_path, monkeypatch, capsys):
