@@ -279,6 +279,18 @@ def test_results_in_the_readme_are_those_of_the_committed_rows():
         assert cells in text, cells
 
 
+def test_verdicts_in_the_readme_are_those_of_the_committed_evidence():
+    import pandas as pd
+
+    from deepknn_lib import claims, tables
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = claims.verdicts(pd.read_csv(ROOT / "data" / "results" / "skin7_evidence.csv"))
+    verdicts = found.pivot(index="claim", columns="split", values="verdict")
+    for claim, words in tables.paper("claims").itertuples(index=False):
+        assert f"| {claim} | {words} | {verdicts.loc[claim, 'paper']} | {verdicts.loc[claim, 'grouped']} |" in text, claim
+
+
 def readme_blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
 
