@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--weights", metavar="FILE", help="safetensors file, tag, 'imagenet' or 'none' (default: the "
                              "profile's)")  # fmt: skip
         command.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the profile's")
+    tune.add_argument("--seeds", default="0", help="comma-separated (default: %(default)s)")
     tune.add_argument("--out", type=Path, required=True, metavar="FILE", help="add the trials to this CSV")
     grid.add_argument("--splits", help="paper, grouped or both, comma-separated (default: both)")
     grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
@@ -133,7 +134,8 @@ def _tune(arguments: argparse.Namespace) -> int:
     if not methods:
         raise ValueError(f"no trials in profile {arguments.profile!r}; profiles that have: {', '.join(tuning.TRIALS)}")
     changes = _given(arguments, "backbone", "weights", "image_size")
-    runs = [r for m in methods for r in tuning.trials(arguments.dataset, arguments.profile, m, **changes)]
+    changes = [changes | {"seed": int(seed)} for seed in arguments.seeds.split(",")]
+    runs = [r for m in methods for one in changes for r in tuning.trials(arguments.dataset, arguments.profile, m, **one)]
     rows = tables.results_table(execute_all(runs, arguments.device))
     if arguments.out.is_file():
         rows = pd.concat([pd.read_csv(arguments.out), rows], ignore_index=True).drop_duplicates(

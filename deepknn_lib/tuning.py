@@ -6,6 +6,8 @@ A trial trains with one setting and is judged on a fifth of the *training* part 
 both sides); test images have no part in it. `python -m deepknn_lib tune` runs the trials and writes them all down.
 """
 
+from dataclasses import fields
+
 import pandas as pd
 
 from deepknn_lib.runs import METHODS, PROFILES, Run, make_run
@@ -85,11 +87,26 @@ def trials(dataset: str, profile: str, method: str, **changes) -> list[Run]:
     return [make_run(dataset, method, profile, **(plain | trial | common)) for trial in TRIALS[profile][method]]
 
 
-def best(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each method's trials (rows of `tables.results_table`) the one that was chosen; collapsed ones never are."""
-    judged = rows[(rows["evaluate_on"] == "validation") & ~rows["collapsed"].astype(bool)]
+def scored(rows: pd.DataFrame) -> pd.DataFrame:
+    """Every trial among rows of `tables.results_table`: settings, `acc` and `mcr` averaged over `seeds`, and if `chosen`.
+
+    A trial with a collapsed run is never chosen. Data sets, backbones and weights choose for themselves.
+    """
+    judged = rows[rows["evaluate_on"] == "validation"]
     votes = judged["method"].map(lambda method: 0 if METHODS[method].loss == "weighted-ce" else 5)
-    judged = judged[judged["k_predict"] == votes].reset_index(drop=True)
-    score = (judged["acc"] + judged["mcr"]) / 2
-    searches = [judged[name] for name in ("dataset", "backbone", "weights", "method")]  # each chooses for itself
-    return judged.loc[score.groupby(searches, sort=False).idxmax()]
+    judged = judged[judged["k_predict"] == votes]
+    search = ["dataset", "backbone", "weights", "method"]
+    settings = [f.name for f in fields(Run) if f.name in judged and f.name not in (*search, "seed", "k_predict")]
+    over_seeds = judged.groupby([*search, *settings], sort=False, dropna=False)
+    means = over_seeds[["acc", "mcr"]].mean().assign(seeds=over_seeds.size(), collapsed=over_seeds["collapsed"].sum())
+    means = means.reset_index()
+    alive = means[means["collapsed"] == 0]
+    score = (alive["acc"] + alive["mcr"]) / 2
+    first = score.groupby([alive[name] for name in search], sort=False).idxmax()
+    return means.assign(chosen=means.index.isin(first))
+
+
+def best(rows: pd.DataFrame) -> pd.DataFrame:
+    """The chosen trial of each method; see `scored`."""
+    trials_of = scored(rows)
+    return trials_of[trials_of["chosen"]]
