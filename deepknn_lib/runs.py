@@ -254,8 +254,7 @@ def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1)) -
         return [make_run(dataset, method, profile, split="grouped", seed=seed, **changes) for seed in seeds]
 
     normal = [{"normalize": "batch-l2", "margin": margin} for margin in (0.05, 0.2, 0.5, 1.0)]
-    # raw features: a smaller step, as they are longer than 1
-    raw = [{"normalize": "none", "margin": margin, "lr": 0.02} for margin in (0.2, 1.0, 5.0)]
+    raw = [{"normalize": "none", "margin": margin} for margin in (0.2, 1.0, 5.0)]
     margins = [*normal, {"normalize": "l2", "margin": 0.5}, *raw]
     return {
         "K and M": [r for k in (3, 5, 7) for m in (1, 5, 9) for r in runs(k=k, m=m, k_predict=k)],

@@ -136,7 +136,6 @@ def test_a_claim_that_fails_is_not_replicated_and_says_where(claim, change, said
     ("C8", {"results": lambda: world(methods=["deep-knn", "ce-knn"])}, "whole-set search (Acc, MCR)"),
     ("C8", {"results": lambda: world(**{"deep-knn-global": {"stuck": True}})}, "whole-set search collapsed"),
     ("C9", {"tried": lambda: variants(settings=((3, 5), (7, 5)))}, "no run with another M"),
-    ("C9", {"tried": lambda: variants(settings=((3, 5), (5, 9)), collapsed=True)}, "deep kNN itself collapsed"),
     ("C9", {"tried": lambda: []}, "missing: K_p = 1 − K_p = 5 (Acc, MCR)"),
     ("C10", {"results": lambda: world(triplet={"stuck": True})}, "triplet collapsed"),
     ("C10", {"packed": lambda: packing().query("part == 'train'")}, "missing: triplet − deep kNN (ratio, test)"),
@@ -146,6 +145,11 @@ def test_a_claim_without_a_fair_test_is_not_tested_and_says_why(claim, change, s
     found = judged(**{name: make() for name, make in change.items()}).loc[claim]
     assert found["verdict"] == "not tested"
     assert said in found["why"]
+
+
+def test_a_k_or_m_with_which_deep_knn_learns_nothing_counts_against_its_robustness():
+    found = judged(tried=variants(quality=0.4, stuck=True)).loc["C9"]
+    assert found["verdict"] == "not replicated" and "learnt nothing) Acc" in found["why"]
 
 
 # What counts
