@@ -57,8 +57,8 @@ _SCRATCH = {
     "deep-knn-global": _DEEP,
     "weighted-ce": {"lr": 0.05},
     "mlp-triplet": _MLP | {"lr": 0.1},
-    "mlp-ce": _MLP | {"lr": 0.003},
-    "mlp-deep-knn": _MLP | {"lr": 0.4, "margin": 0.5},
+    "mlp-ce": _MLP | {"lr": 0.003, "warmup": 2},
+    "mlp-deep-knn": _MLP | {"lr": 0.01, "margin": 0.5},
 }
 _SD198 = {"batch_size": 90, "classes_per_batch": 9, "sampling": "balanced"}  # as published: 9 classes × 10 images
 PROFILES = {

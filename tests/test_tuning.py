@@ -152,7 +152,8 @@ def test_tune_says_that_a_profile_has_no_trials(capsys, tmp_path):
 def test_the_demo_profile_has_the_settings_that_the_recorded_trials_chose():
     rows = pd.read_csv(repository() / "data" / "results" / "skin7_tuning.csv")
     assert set(rows["method"]) == set(tuning.TRIALS["demo"]) and set(rows["evaluate_on"]) == {"validation"}
-    counts = rows.drop_duplicates(["method", *tables.SETTINGS])["method"].value_counts()
+    settings = [name for name in tables.SETTINGS if name != "seed"]
+    counts = rows.drop_duplicates(["method", *settings])["method"].value_counts()
     assert set(counts) == {tuning.N_TRIALS}
     for chosen in tuning.best(rows).to_dict("records"):
         run = make_run("lesions", chosen["method"], "demo")
