@@ -1,4 +1,4 @@
-"""The command line: `python -m deepknn_lib notebooks | datasets | run | grid | tune`. Argument parsing only."""
+"""The command line: `python -m deepknn_lib notebooks | datasets | download | verify | run | grid | tune`. Arguments only."""
 
 import argparse
 import json
@@ -18,7 +18,13 @@ def build_parser() -> argparse.ArgumentParser:
     notebooks = commands.add_parser("notebooks", help="run the notebooks in order (what run_all.sh does)")
     pipeline.add_arguments(notebooks)
 
-    commands.add_parser("datasets", help="list the data sets and whether each is there")
+    commands.add_parser("datasets", help="list the data sets, their licences, and whether each is there")
+    download = commands.add_parser("download", help="get a data set, or be told how")
+    verify = commands.add_parser("verify", help="check a data set before anything is trained on it")
+    for command in (download, verify):
+        command.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
+    verify.add_argument("--out", type=Path, metavar="FILE", help="the findings as CSV (default: verify/NAME.csv in the data "
+                        "folder)")  # fmt: skip
 
     run = commands.add_parser("run", help="train and judge one method once")
     grid = commands.add_parser(
@@ -58,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return COMMANDS[arguments.command](arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -70,11 +76,27 @@ def _notebooks(arguments: argparse.Namespace) -> int:
 
 
 def _datasets(_: argparse.Namespace) -> int:
-    from deepknn_lib.datasets import available
+    from deepknn_lib.datasets import DATASETS, available
 
     for name, state in available().items():
-        print(f"{name:<10} {state}")
+        entry = DATASETS[name]
+        counts = f" {sum(entry.counts.values()):,} images in {len(entry.counts)} classes." if entry.counts else ""
+        print(f"{name}: {entry.title}.{counts} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
     return 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from deepknn_lib.acquire import download
+
+    print(f"{arguments.dataset} is in {download(arguments.dataset)}. "
+          f"Check it: python -m deepknn_lib verify {arguments.dataset}")  # fmt: skip
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from deepknn_lib import verify
+
+    return verify.report(arguments.dataset, arguments.out)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -149,4 +171,12 @@ def _tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"notebooks": _notebooks, "datasets": _datasets, "run": _run, "grid": _grid, "tune": _tune}
+COMMANDS = {
+    "notebooks": _notebooks,
+    "datasets": _datasets,
+    "download": _download,
+    "verify": _verify,
+    "run": _run,
+    "grid": _grid,
+    "tune": _tune,
+}

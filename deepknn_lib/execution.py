@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from deepknn_lib.datasets import Dataset
+from deepknn_lib.images import Rows
 from deepknn_lib.models import Network, build_network
 from deepknn_lib.runs import CODE, METHODS, Run
 from deepknn_lib.storage import data_dir, repository, whole_file
-from deepknn_lib.training import collapsed, extract_features, fit
+from deepknn_lib.training import collapsed, extract_features, fit, on_device
 
 
 def pick_device(device: str) -> torch.device:
@@ -102,11 +103,11 @@ def _on_images(run: Run, data: Dataset, base: Path | None, checkpoint: Path, whe
     network.to(where)
     if not loss:
         return _frozen(network, run, data, where), [], network.state_dict()
-    images = torch.from_numpy(data.train.images).to(where)
+    images = on_device(data.train.images, where)
     labels = torch.from_numpy(data.train.labels)
     history = fit(network, images, labels, run.recipe, checkpoint=checkpoint, on_epoch=_teller(run))
     arrays = {"train_features": extract_features(network, images).cpu().numpy()}
-    tested = extract_features(network, torch.from_numpy(data.test.images).to(where))
+    tested = extract_features(network, on_device(data.test.images, where))
     arrays["test_features"] = tested.cpu().numpy()
     if network.classifier is not None:
         with torch.no_grad():
@@ -127,9 +128,8 @@ def _frozen(network: Network, run: Run, data: Dataset, where: torch.device) -> d
     parts = {"train": data.train, "test": data.test}
     if not all(i in known for held in parts.values() for i in held.ids.tolist()):
         for held in parts.values():
-            blocks = np.array_split(held.images, max(len(held) // 1000, 1))  # not the whole set at once on a GPU
-            made = [extract_features(network, torch.from_numpy(b).to(where)).cpu().numpy() for b in blocks]
-            known |= dict(zip(held.ids.tolist(), np.concatenate(made), strict=True))
+            images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
+            known |= dict(zip(held.ids.tolist(), extract_features(network, images).cpu().numpy(), strict=True))
         with whole_file(path) as temporary:
             np.savez(temporary, ids=np.array(list(known)), features=np.stack(list(known.values())))
     return {f"{part}_features": np.stack([known[i] for i in held.ids.tolist()]) for part, held in parts.items()}

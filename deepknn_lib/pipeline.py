@@ -118,14 +118,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> str:
-    from deepknn_lib.datasets import DATASETS
+    from deepknn_lib.datasets import entry_of, place
 
-    kind, _, argument = args.dataset.partition(":")
-    if kind not in DATASETS or bool(argument) != (kind == "folder"):
-        known = ", ".join(name for name in DATASETS if name != "folder")
-        raise ValueError(f"--dataset: unknown data set {args.dataset!r}; choose {known} or folder:PATH")
-    if argument and not Path(argument).expanduser().is_dir():
-        raise ValueError(f"--dataset: no folder {argument!r}; give one with a sub-folder for each class")
+    try:
+        entry_of(args.dataset)
+        own = place(args.dataset) if args.dataset.startswith("folder:") else None
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"--dataset: {error}") from error
     if args.device == "cuda":
         from deepknn_lib.execution import pick_device
 
@@ -133,7 +132,7 @@ def _check(args: argparse.Namespace) -> str:
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
     # the kernels run in notebooks/, so a path has to be absolute
-    return f"folder:{Path(argument).expanduser().resolve()}" if argument else args.dataset
+    return f"folder:{own}" if own else args.dataset
 
 
 def choose(only: str = "") -> list[Path]:

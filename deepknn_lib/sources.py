@@ -1,225 +1,231 @@
-"""Readers of image files: each turns a folder in a known layout into an `ImageSet`, class names and `info`."""
+"""Readers of image files: each turns a folder in a known layout into a `Listing`, with all that is wrong in it."""
 
 import csv
-import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from deepknn_lib.storage import data_dir, whole_file
+from deepknn_lib.images import SUFFIXES, Listing, Problem
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 SKIN7_CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
-# Of the sets that are not made here: what must lie in data_dir()/<name>, where it comes from, what to put there.
-PLACES = {
-    "skin7": (
-        "ISIC2018_Task3_Training_Input",
-        "from the ISIC Challenge 2018 data page",
-        "Unpack the three ISIC 2018 Task 3 training downloads (Input, GroundTruth, LesionGroupings) there",
-    ),
-    "sd198": ("", "from its authors, by request", "Put its class folders there"),
-    "chestxray3": (
-        "groups.csv",
-        "from Mendeley Data, Kermany et al. 2018",
-        "Put the class folders bacteria, normal and virus there, and groups.csv with the columns file,patient_id",
-    ),
-    "mnist": (
-        "MNIST/raw/train-images-idx3-ubyte",
-        "downloaded on first use, 12 MB",
-        "Without a network, put the four .gz files (train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
-        "t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz) into its folder MNIST/raw",
-    ),
-    "stl10": (
-        "stl10_binary/train_X.bin",
-        "downloaded on first use, 2.6 GB",
-        "Without a network, put stl10_binary.tar.gz there",
-    ),
-}
+PNEUMONIA_CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
+SKIN7_LAYOUTS = ("ISIC2018_Task3_Training_Input", "HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
+PARTS = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images with what is known of each.
+def table(path: Path, *columns: str) -> list[dict[str, str]]:
+    """The rows of a CSV (or tab-separated .tab) file; an error that names it if it is not there or lacks a column."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tab" else ",")
+            if not set(columns) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path} needs the columns {', '.join(columns)}; it has {reader.fieldnames}")
+            return list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from error
 
-    Attributes
+
+def listed(rows: list[tuple[str, str, str]], files: dict[str, Path], names: tuple[str, ...], source: Path) -> Listing:
+    """A listing from a table of labels and the files that are there; what does not fit together becomes a problem.
+
+    Parameters
     ----------
-    images : ndarray, uint8, (N, C, H, W)
-        C is 3, or 1 for grey ones.
-    labels : ndarray, int64, (N,)
-    ids : ndarray, str, (N,)
-    groups : ndarray, str, (N,)
-        The lesion or patient an image shows.
+    rows : list of (id, class, group)
+    files : dict
+        Image files by id.
+    names : tuple of str
+        The classes there are.
+    source : Path
+        The table, to be named in problems.
     """
-
-    images: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
-    groups: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: np.ndarray) -> "ImageSet":
-        """The images at `index` (integers or a mask)."""
-        return ImageSet(self.images[index], self.labels[index], self.ids[index], self.groups[index])
-
-
-Read = tuple[ImageSet, tuple[str, ...], dict]  # images, class names, info
-
-
-def place(name: str) -> Path:
-    """The folder of a set in `PLACES`; FileNotFoundError, which says what to put where, if it is not there."""
-    wanted, origin, advice = PLACES[name]
-    root = data_dir() / name
-    if name == "skin7" and not (root / wanted).exists() and (data_dir() / wanted).exists():
-        return data_dir()  # unpacked one folder higher
-    if not (root / wanted).exists():
-        raise FileNotFoundError(f"{name} is not in {root} ({origin}). {advice}; see data/README.md")
-    return root
+    problems, kept = [], {}
+    for image, kind, group in sorted(rows):
+        if image in kept:
+            problems.append(Problem("duplicate id", image, f"is in {source} again; keep one of its rows"))
+        elif kind not in names:
+            problems.append(Problem("unknown class", image, f"is {kind!r} in {source}; the classes are {', '.join(names)}"))
+        elif image not in files:
+            problems.append(Problem("row without image", image, f"is in {source}, but no file is; unpack the images again"))
+        elif not group:
+            problems.append(Problem("no group", image, f"has no lesion or patient in {source}; give it one"))
+        else:
+            kept[image] = (names.index(kind), group)
+    known = {image for image, _, _ in rows}
+    for image in sorted(files.keys() - known):
+        problems.append(Problem("image without row", str(files[image]), f"has no row in {source}; add one or remove it"))
+    ids = list(kept)
+    labels = np.array([kept[i][0] for i in ids], dtype=np.int64)
+    groups = np.array([kept[i][1] for i in ids], dtype=str)
+    return Listing(labels, np.array(ids, dtype=str), groups, names, [files[i] for i in ids], problems=problems)
 
 
-def skin7_folds() -> Path:
-    """The authors' folds; FileNotFoundError, which says how to get them, if they are not there."""
+def images_in(folder: Path, suffixes: set[str] = SUFFIXES) -> list[Path]:
+    """The image files right inside a folder, by name."""
+    try:
+        found = [entry.name for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise OSError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
+    return [folder / name for name in sorted(found) if Path(name).suffix.lower() in suffixes]
+
+
+def skin7(root: Path, _: str, __: int) -> Listing:
+    """HAM10000, as the official files of ISIC 2018 Task 3 or those of Harvard Dataverse; groups are lesions."""
+    official, *dataverse = SKIN7_LAYOUTS
+    if not (root / official).exists():
+        metadata = next(root / name for name in dataverse if (root / name).exists())
+        rows = [(r["image_id"], r["dx"], r["lesion_id"]) for r in table(metadata, "image_id", "dx", "lesion_id")]
+        folders = [p for p in (root, root / "HAM10000_images_part_1", root / "HAM10000_images_part_2") if p.is_dir()]
+        files = {file.stem: file for folder in folders for file in images_in(folder, {".jpg"})}
+        return listed(rows, files, SKIN7_CLASSES, metadata)
+    truth = root / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv"
+    groupings = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
+    lesion = {row["image"]: row["lesion_id"] for row in table(groupings, "image", "lesion_id")}
+    columns, rows = [name.upper() for name in SKIN7_CLASSES], []
+    for row in table(truth, "image", *columns):
+        chosen = [name for name in SKIN7_CLASSES if row[name.upper()] in {"1", "1.0"}]
+        zeros = sum(row[column] in {"0", "0.0"} for column in columns)
+        kind = chosen[0] if len(chosen) == 1 and zeros == len(columns) - 1 else " + ".join(chosen) or "none"
+        rows.append((row["image"], kind, lesion.get(row["image"], "")))
+    files = {file.stem: file for file in images_in(root / official, {".jpg"})}
+    return listed(rows, files, SKIN7_CLASSES, truth)
+
+
+def skin7_folds_file(root: Path) -> Path:
+    """Where the authors' folds are; FileNotFoundError, which says how to get them, if they are not there."""
     given = os.environ.get("DEEPKNN_SKIN7_FOLDS")
-    path = Path(given).expanduser() if given else place("skin7") / "folds.csv"
+    path = Path(given).expanduser() if given else root / "folds.csv"
     if not path.is_file():
         raise FileNotFoundError(
-            f"skin7's paper split needs the authors' folds, and there is no {path}. Point DEEPKNN_SKIN7_FOLDS at a "
-            "CSV with the columns image,test_fold (data/README.md says how to make it), or use split='grouped'"
+            f"skin7's paper split needs the authors' folds, and there is no {path}. Get them with `python -m deepknn_lib "
+            "download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the columns image,test_fold (see data/README.md), or "
+            "use split='grouped'"
         )
     return path
 
 
-def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not set(columns) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path} needs the columns {', '.join(columns)}; it has {reader.fieldnames}")
-        return list(reader)
+def skin7_folds(root: Path, listing: Listing, _: int) -> np.ndarray:
+    """The authors' five folds of images."""
+    from deepknn_lib.splits import folds_from_csv
+
+    return folds_from_csv(skin7_folds_file(root), listing.ids)
 
 
-def skin7(image_size: int, _: str) -> Read:
-    """HAM10000 in the official layout of ISIC 2018 Task 3; groups are lesions."""
-    root = place("skin7")
-    truth = root / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv"
-    columns = [name.upper() for name in SKIN7_CLASSES]
-    rows = _rows(truth, "image", *columns)
-    try:
-        one_hot = np.array([[float(row[column]) for column in columns] for row in rows])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{truth}: a class column holds something that is not a number ({error})") from error
-    ids = np.array([row["image"] for row in rows])
-    if not (one_hot.sum(1) == 1).all() or len(set(ids)) != len(ids):
-        raise ValueError(f"{truth} must give every image once, with exactly one class; download it again")
-    groupings = root / "ISIC2018_Task3_Training_LesionGroupings.csv"
-    lesion = {row["image"]: row["lesion_id"] for row in _rows(groupings, "image", "lesion_id")}
-    ungrouped = [i for i in ids if i not in lesion]
-    if ungrouped:
-        raise ValueError(f"{groupings} has no lesion for {len(ungrouped)} images, the first is {ungrouped[0]}")
-    files = [root / "ISIC2018_Task3_Training_Input" / f"{image}.jpg" for image in ids]
-    images = decode(files, image_size, "skin7")
-    info = {
-        "title": "Skin-7 (HAM10000, ISIC 2018 Task 3)",
-        "synthetic": False,
-        "licence": "CC BY-NC 4.0",
-        "citation": "Tschandl, Rosendahl & Kittler, The HAM10000 dataset, Scientific Data 5 (2018)",
-    }
-    return ImageSet(images, one_hot.argmax(1), ids, np.array([lesion[i] for i in ids])), SKIN7_CLASSES, info
+def pneumonia(root: Path, _: str, __: int) -> Listing:
+    """The RSNA Pneumonia Detection Challenge as Kaggle's archive unpacks; one row a patient, who is the group."""
+    info = root / "stage_2_detailed_class_info.csv"
+    rows = {(row["patientId"], row["class"]) for row in table(info, "patientId", "class")}  # a row a box: many a patient
+    files = {file.stem: file for file in images_in(root / "stage_2_train_images", {".dcm"})}
+    return listed([(patient, kind, patient) for patient, kind in rows], files, PNEUMONIA_CLASSES, info)
 
 
-def sd198(image_size: int, _: str) -> Read:
+def sd198(root: Path, _: str, size: int) -> Listing:
     """SD-198, or those of its classes that are there, as class folders; every image is its own group."""
-    images, class_names, info = folder(image_size, str(place("sd198")))
-    title = "SD-198" if len(class_names) == 198 else f"SD-198, {len(class_names)} of its 198 classes"
-    return images, class_names, info | {
-        "title": title,
-        "licence": "research use, by request from its authors",
-        "citation": "Sun et al., A benchmark for automatic visual classification of clinical skin disease images, ECCV 2016",
-    }
+    listing = folder(root, "", size)
+    n_classes = len(listing.class_names)
+    return replace(listing, title="SD-198" if n_classes == 198 else f"SD-198, {n_classes} of its 198 classes")
 
 
-def chestxray3(image_size: int, _: str) -> Read:
-    """Chest X-rays of three classes as class folders, with their patients: a stand-in for the RSNA Pneumonia set."""
-    images, class_names, info = folder(image_size, str(place("chestxray3")))
-    return images, class_names, info | {
-        "title": "chest X-rays (Kermany 2018; a stand-in for Pneumonia)",
-        "licence": "CC BY 4.0",
-        "citation": "Kermany et al., Identifying medical diagnoses and treatable diseases by image-based deep learning, "
-        "Cell 172 (2018)",
-    }
+def sd198_folds(root: Path, listing: Listing, fold: int) -> np.ndarray | None:
+    """A fold of SD-198's own split files: `fold` for its test images, 0 for the others; None if no files fit these images.
 
-
-def folder(image_size: int, argument: str) -> Read:
-    """Class folders in the folder `argument` or in its `images/`; groups from `groups.csv`, if there is one."""
-    root = Path(argument).expanduser().resolve()
-    if not root.is_dir():
-        raise FileNotFoundError(f"folder:{argument}: there is no folder {root}")
-    base = root / "images" if (root / "images").is_dir() else root
-    classes = sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files = [f for c in classes for f in sorted(c.iterdir()) if f.suffix.lower() in SUFFIXES]
-    class_names = tuple(c.name for c in classes)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{base} must hold a sub-folder with images for each of at least 2 classes; it has {len(classes)}"
-        )
-    labels = np.array([class_names.index(f.parent.name) for f in files], dtype=np.int64)
-    ids = np.array([f.relative_to(base).as_posix() for f in files])
-    groups = ids
-    if (root / "groups.csv").is_file():
-        rows = _rows(root / "groups.csv", "file")
-        column = next((c for c in (rows[0] if rows else {}) if c != "file"), None)
-        table = {row["file"].removeprefix("images/"): row[column] for row in rows} if column else {}
-        lost = [i for i in ids if i not in table]
-        if lost:
-            raise ValueError(f"{root / 'groups.csv'} has no group for {len(lost)} images, the first is {lost[0]}")
-        groups = np.array([table[i] for i in ids])
-    info = {"title": root.name, "synthetic": False, "licence": "the user's own", "citation": "the user's own"}
-    return ImageSet(decode(files, image_size, f"folder-{root.name}"), labels, ids, groups), class_names, info
-
-
-def decode(files: list[Path], image_size: int, name: str) -> np.ndarray:
-    """All images squashed to a square, decoded once and kept: uint8 (N, 3, image_size, image_size).
-
-    The copy on disk is keyed by the files' paths, sizes and times of change.
+    A pair of files, `…train_1.txt` with `…val_1.txt` or `…test_1.txt`, is a fold; each line is a file below `images/`
+    and a number. Pairs that hold other images (of a selection of classes) are passed over; the others are counted by name.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If images are missing or cannot be read; the first few are named.
+    ValueError
+        If an image is named twice in a pair, or there is no such fold.
     """
-    from PIL import Image, ImageOps
-    from tqdm import tqdm
+    pairs, known = {}, set(listing.ids.tolist())
+    for path in sorted([*root.glob("*.txt"), *root.glob("*/*.txt")]):
+        part = re.search("train|val|test", path.name)
+        if part:
+            lines = [line.rsplit(maxsplit=1)[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            stem = path.with_name(path.name.replace(part[0], "*", 1))
+            pairs.setdefault(stem, {})["train" if part[0] == "train" else "test"] = lines
+    fitting = [p for _, p in sorted(pairs.items()) if set(p.get("train", [])) | set(p.get("test", [])) == known]
+    if not fitting:
+        return None
+    if fold > len(fitting):
+        raise ValueError(f"sd198's own split files in {root} make {len(fitting)} folds, and there is no fold {fold}")
+    counts = Counter(fitting[fold - 1]["train"] + fitting[fold - 1]["test"])
+    if max(counts.values()) > 1:
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"sd198's split files in {root} name {twice} twice in fold {fold}; an image is in one part, once")
+    return np.where(np.isin(listing.ids, fitting[fold - 1]["test"]), fold, 0)
 
-    missing = [f for f in files if not f.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(files)} images are missing, the first is {missing[0]}")
-    stamp = "\n".join(f"{f} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)
-    cache = data_dir() / "cache" / f"{name}-{image_size}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.npy"
-    if cache.is_file():
-        return np.load(cache, allow_pickle=False)
 
-    def read(path: Path) -> np.ndarray | str:
-        try:
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-                squashed = upright.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3)
-                return np.asarray(squashed).transpose(2, 0, 1)
-        except Exception as error:  # Pillow raises many kinds; every one means this file
-            return f"{path} ({type(error).__name__}: {error})"
+def chestxray3(root: Path, _: str, size: int) -> Listing:
+    """Chest X-rays of three classes as class folders, with their patients: a stand-in for the RSNA Pneumonia set."""
+    return replace(folder(root, "", size), title="")
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read_all = list(tqdm(pool.map(read, files), total=len(files), desc=f"decoding {name}", disable=None))
-    bad = [r for r in read_all if isinstance(r, str)]
-    if bad:
-        raise ValueError(
-            f"{len(bad)} of {len(files)} images cannot be read; replace or remove them: " + "; ".join(bad[:3])
-        )
-    images = np.stack(read_all)
-    with whole_file(cache) as temporary:
-        np.save(temporary, images)
-    return images
+
+def folder(root: Path, _: str, __: int) -> Listing:
+    """Class folders in `root` or in its `images/`, or in `train/` and `test/` there; groups from `groups.csv`.
+
+    Raises
+    ------
+    ValueError, OSError
+        If it has fewer than two classes or cannot be read.
+    """
+    base = root / "images" if (root / "images").is_dir() else root
+    inside = _subfolders(base)
+    parts = {p: PARTS[p.name.lower()] for p in inside if p.name.lower() in PARTS and _subfolders(p)}
+    if not {"train", "test"} <= set(parts.values()):
+        parts = {}
+    classes = [(c, parts[p]) for p in parts for c in _subfolders(p)] if parts else [(c, "") for c in inside]
+    names = tuple(sorted({c.name for c, _ in classes}))
+    if len(names) < 2:
+        raise ValueError(f"{base} must hold a sub-folder with images for each of at least 2 classes; it has {len(names)}")
+    number = {name: label for label, name in enumerate(names)}
+    found = [(file, number[c.name], part) for c, part in classes for file in images_in(c)]
+    ids = np.array([file.relative_to(base).as_posix() for file, _, _ in found], dtype=str)
+    labels = np.array([label for _, label, _ in found], dtype=np.int64)
+    problems = [
+        Problem("empty class", names[label], f"has no images in {base}; add some or remove the folder")
+        for label in np.setdiff1d(np.arange(len(names)), labels)
+    ]
+    groups = _groups(root / "groups.csv", ids, problems) if (root / "groups.csv").is_file() else ids
+    return Listing(
+        labels,
+        ids,
+        groups,
+        names,
+        [file for file, _, _ in found],
+        parts=np.array([part for _, _, part in found]) if parts else None,
+        problems=problems,
+        title=root.name,
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise OSError(f"{folder} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _groups(path: Path, ids: np.ndarray, problems: list[Problem]) -> np.ndarray:
+    """The group of each image by the first column of `groups.csv` that is not `file`; what does not fit is a problem."""
+    rows = table(path, "file")
+    column = next((c for c in (rows[0] if rows else {}) if c and c != "file"), None)
+    if column is None:
+        raise ValueError(f"{path} needs the column file and one more, such as patient_id, and at least one row")
+    group, known = {}, set(ids.tolist())
+    for row in rows:
+        image = row["file"].removeprefix("images/")
+        if image in group:
+            problems.append(Problem("duplicate id", image, f"is in {path} again; keep one of its rows"))
+        elif image not in known:
+            problems.append(Problem("row without image", image, f"is in {path}, but no file is; remove the row"))
+        group.setdefault(image, row[column] or "")
+    for image in ids:
+        if not group.get(image):
+            problems.append(Problem("no group", str(image), f"has no group in {path}; add a row with its patient"))
+    return np.array([group.get(i) or i for i in ids.tolist()], dtype=str)

@@ -4,7 +4,6 @@ Images stay uint8 where the network is; crops and flips are made there. Everythi
 a generator seeded with (seed, e), so a run that was killed resumes at its last epoch with nothing else to restore.
 """
 
-import json
 import math
 import time
 import warnings
@@ -12,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deepknn_lib.augment import center_crop, crop_size, normalize, random_crop_flip
+from deepknn_lib.checkpoint import restore, save
+from deepknn_lib.images import Rows
 from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, masked_mean, whole_set_terms
 from deepknn_lib.models import Network
 from deepknn_lib.neighbors import Neighbors, batch_distances, majority_vote, nearest_neighbors, whole_set_neighbors
 from deepknn_lib.sampling import epoch_batches
-from deepknn_lib.storage import whole_file
 
 LOSSES = ("deep-knn", "triplet", "weighted-ce")
 
@@ -98,7 +99,18 @@ def _augmented(inputs: Tensor, index: Tensor, generator: torch.Generator) -> Ten
     """A batch as the network takes it: images cropped and flipped at random; feature vectors as they are."""
     if inputs.ndim == 2:
         return inputs[index]
-    return _prepare(random_crop_flip(inputs[index], crop_size(inputs.shape[-1]), generator))
+    images = inputs[index] if isinstance(inputs, Tensor) else on_device(inputs[index.cpu().numpy()], index.device)
+    return _prepare(random_crop_flip(images, crop_size(inputs.shape[-1]), generator))
+
+
+def device_of(network: Network) -> torch.device:
+    """Where its weights are."""
+    return next(network.parameters()).device
+
+
+def on_device(images: np.ndarray | Rows, device: torch.device) -> Tensor | Rows:
+    """Images as a tensor there; `Rows`, which do not fit into memory, stay on disk."""
+    return images if isinstance(images, Rows) else torch.from_numpy(images).to(device)
 
 
 def _prepare(images: Tensor) -> Tensor:
@@ -106,14 +118,16 @@ def _prepare(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def extract_features(network: Network, inputs: Tensor, batch_size: int = 256) -> Tensor:
+def extract_features(network: Network, inputs: Tensor | Rows, batch_size: int = 256) -> Tensor:
     """Features float32 (N, D) of uint8 images (N, C, H, W), from their central crop, or of float vectors (N, n)."""
     network.eval()
-    parts = []
-    for block in inputs.split(batch_size):
+    device, parts = device_of(network), []
+    for start in range(0, len(inputs), batch_size):
+        block = inputs[start : start + batch_size]
         if block.ndim == 4:
+            block = block if isinstance(block, Tensor) else on_device(block, device)
             block = _prepare(center_crop(block, crop_size(block.shape[-1])))
-        with _autocast(inputs.device):
+        with _autocast(device):
             parts.append(network(block).float())
     return torch.cat(parts)
 
@@ -147,7 +161,7 @@ def _terms(recipe: Recipe, features: Tensor, labels: Tensor, near: Neighbors | N
 
 def fit(
     network: Network,
-    inputs: Tensor,
+    inputs: Tensor | Rows,
     labels: Tensor,
     recipe: Recipe,
     *,
@@ -160,7 +174,7 @@ def fit(
     ----------
     network : Network
         On the device of the inputs; with a classifier for `weighted-ce`.
-    inputs : Tensor
+    inputs : Tensor or Rows
         Images, uint8 (N, C, H, W), cropped and flipped at random; or feature vectors, float32 (N, n), taken as they are.
     labels : Tensor, int64, (N,)
     recipe : Recipe
@@ -187,7 +201,7 @@ def fit(
     """
     if recipe.loss not in LOSSES:
         raise ValueError(f"unknown loss {recipe.loss!r}; choose one of {', '.join(LOSSES)}")
-    device = inputs.device
+    device = device_of(network)
     if inputs.ndim == 4:
         network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -196,7 +210,7 @@ def fit(
     labels_cpu, labels = labels.cpu(), labels.to(device)
     if recipe.loss == "weighted-ce":
         weights = class_weights(labels_cpu, network.classifier.out_features).to(device)
-    history = _restore(checkpoint, network, optimizer) if checkpoint else []
+    history = restore(checkpoint, network, optimizer) if checkpoint else []
     saved = time.monotonic()
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         started = time.perf_counter()
@@ -244,7 +258,7 @@ def fit(
         if on_epoch:
             on_epoch(row)
         if checkpoint and epoch < recipe.epochs and (epoch == 1 or time.monotonic() - saved > 20):
-            _save(checkpoint, network, optimizer, history)
+            save(checkpoint, network, optimizer, history)
             saved = time.monotonic()
     if collapsed(history, recipe):
         warnings.warn(
@@ -265,35 +279,3 @@ def collapsed(history: list[dict], recipe: Recipe) -> bool:
         return False
     last, settled = history[-1], math.log(2) if recipe.soft else recipe.margin
     return last["spread"] < settled / 2 and last["loss"] > 0.8 * settled
-
-
-def _save(path: Path, network: Network, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
-    """Network, momentum and history in one file that appears whole."""
-    from safetensors.torch import save_file
-
-    tensors = {f"network.{name}": value.contiguous() for name, value in network.state_dict().items()}
-    for number, parameter in enumerate(network.parameters()):
-        buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-        if buffer is not None:
-            tensors[f"momentum.{number}"] = buffer.contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"history": json.dumps(history)})
-
-
-def _restore(path: Path, network: Network, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """The history up to the last checkpoint, its state put back; empty when there is none."""
-    from safetensors import safe_open
-
-    if not path.is_file():
-        return []
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        history = json.loads(file.metadata()["history"])
-    prefix = "network."
-    network.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-    for number, parameter in enumerate(network.parameters()):
-        if f"momentum.{number}" in tensors:
-            momentum = torch.empty_like(parameter)  # in the parameter's memory layout, as it was before
-            optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(tensors[f"momentum.{number}"])
-    return history
