@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ CONTRAST = 1.0  # grey levels; keeps the noise of smooth skin from counting as t
 FLAT = 0.2  # thumbnails with less texture than this tell nothing; in real images it is 0.46 and more
 TINY = 8  # pixels of the shorter side
 ROWS, COLUMNS = 1024, 8192  # thumbnails compared at a time: 32 MB of similarities
+SHOWN = 20  # errors on the screen
 MANY = 1_000_000  # pairs kept before they are thinned to those that join images
 
 
@@ -75,6 +77,60 @@ def verify(listing: Listing, expected: dict[str, int] | None, folds: dict[str, n
     return pd.DataFrame([map(str, row) for row in rows], columns=["severity", "check", "item", "other", "detail"])
 
 
+def of_dataset(name: str) -> tuple["pd.DataFrame", "pd.DataFrame"]:
+    """`verify` and `summary` of a set by its name, against what the catalogue says it should hold.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the set is unknown, not there, or in no layout that can be listed.
+    """
+    import pandas as pd
+
+    from deepknn_lib.datasets import SPLITS, entry_of, fingerprint, folds_of, listing_of, write_folds
+
+    entry, listing, folds, rows = entry_of(name)[0], listing_of(name), {}, []
+    contents = {"labels": np.array(listing.class_names)[listing.labels], "groups": listing.groups}
+    small = len(listing) and np.bincount(listing.labels, minlength=len(listing.class_names)).min() < N_FOLDS
+    for split in SPLITS:
+        if small or not len(listing):
+            continue  # an error already, and nothing to cut
+        try:
+            contents[split] = folds[split] = folds_of(name, listing, split)
+            write_folds(name, listing, split, 1, folds[split])
+        except FileNotFoundError as error:
+            rows.append(("warning", f"split: {split}", "", "", str(error)))
+        except ValueError as error:
+            rows.append(("error", f"split: {split}", "", "", str(error)))
+    for what in (entry.pins or {}).keys() & contents.keys():
+        if fingerprint(listing.ids, contents[what]) != entry.pins[what]:
+            detail = "these are not the ones that the results of this repository rest on; compare with the set's home"
+            rows.append(("warning", "pinned contents", what, "", detail))
+    table = verify(listing, entry.counts, folds)
+    table = pd.concat([pd.DataFrame(rows, columns=table.columns, dtype=str), table], ignore_index=True)
+    return table, summary(table, listing, folds)
+
+
+def report(name: str, out: Path | None = None) -> int:
+    """Check a set, print what was found and write it to a CSV; 1 if there is an error in it, else 0."""
+    from deepknn_lib.datasets import cache_name, tell
+    from deepknn_lib.storage import data_dir, whole_file
+
+    tell(name)
+    table, found = of_dataset(name)
+    out = out or data_dir() / "verify" / f"{cache_name(name)}.csv"
+    with whole_file(out) as temporary:
+        table.to_csv(temporary, index=False)
+    for row in found.itertuples(index=False):
+        print(f"{row[0]} ({row[1]}): {row[2]} errors, {row[3]} warnings, {row[4]} notes. {row[5]}")
+    errors = table[table["severity"] == "error"]
+    for row in errors.head(SHOWN).itertuples(index=False):
+        print(f"ERROR {row.check}: {' '.join(filter(None, (row.item, row.other, row.detail)))}")
+    more = f" ({len(errors) - SHOWN} more)" if len(errors) > SHOWN else ""
+    print(f"{name}: {len(errors)} errors{more}, {(table['severity'] == 'warning').sum()} warnings; all of it: {out}")
+    return int(failed(table))
+
+
 def failed(table: "pd.DataFrame") -> bool:
     """Whether `verify` found an error."""
     return bool((table["severity"] == "error").any())
@@ -95,7 +151,8 @@ def summary(table: "pd.DataFrame", listing: Listing, folds: dict[str, np.ndarray
     bad = (table["check"] == "unreadable images") & (table["item"] != "")
     read = f"{len(listing) - int(bad.sum())} images"
     groups, rows = f"{len(set(listing.groups))} groups", "tables and folders"
-    checks = dict.fromkeys([problem.check for problem in listing.problems] or [rows], rows)
+    checks = dict.fromkeys([c for c in table["check"] if c.startswith(("split: ", "pinned"))], "the splits and contents")
+    checks |= dict.fromkeys([problem.check for problem in listing.problems] or [rows], rows)
     checks |= {"unreadable images": images, "class counts": classes, "small classes": classes}
     checks |= dict.fromkeys(("tiny images", "constant images", *PAIRS[:3], *(f"{PAIRS[3]}: {name}" for name in folds)), read)
     checks |= dict.fromkeys((GROUPS[0], *(f"{GROUPS[1]}: {name}" for name in folds)), groups)
