@@ -79,7 +79,7 @@ DATASETS = {
         licence="MIT, made by deepknn_lib.synthetic",
         citation="this repository",
         synthetic=True,
-        counts={"akiec": 98, "bcc": 154, "bkl": 329, "df": 35, "mel": 333, "nv": 2008, "vasc": 43},
+        counts={"akiec": 98, "bcc": 154, "bkl": 329, "df": 34, "mel": 333, "nv": 2009, "vasc": 43},
     ),
     "skin7": Entry(
         title="Skin-7 (HAM10000, ISIC 2018 Task 3)",
@@ -100,6 +100,12 @@ DATASETS = {
         ),
         size="2.8 GB",
         counts={"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142},
+        pins={
+            "labels": "847e32970173e050e1f2a34411dbc76920b8e1b481bba184bc526858ba7c9e42",
+            "groups": "79b3c34f947feaf8c27faf8c96c9355f21331d2f1dbdb5a2b9162af7a5d02c2b",
+            "paper": "68f6f489e7947e951b66e61ac1525a30e42f90d573d5d5358f2e7c84029053f8",
+            "grouped": "470bad5f23a02b4cbe69428fbbb2d7cfcd7462ba0a7276fc85c66e1d2b0a37fa",
+        },
         folds=sources.skin7_folds,
     ),
     "pneumonia": Entry(

@@ -155,6 +155,39 @@ def paired(
     return pd.DataFrame(rows)
 
 
+def between_splits(first: list[Result], second: list[Result], k_predict: int = 5, level: float = 0.95) -> pd.DataFrame:
+    """Difference of one method on two splits (first − second), with an interval; the test images differ, so it is wide.
+
+    Parameters
+    ----------
+    first, second : list of Result
+        One method's runs, the same number of seeds, on a split each.
+    k_predict : int
+        0 is the network's own classifier.
+    level : float
+        Of the interval, which answers for other test images (whole groups are drawn on each side) and other seeds.
+
+    Returns
+    -------
+    DataFrame
+        As of `paired`.
+    """
+    draws, points = [], []
+    for side, results in enumerate((first, second)):
+        labels, record = results[0].arrays["test_labels"], results[0].record
+        right = np.array([r.predict(k_predict) == labels for r in results], dtype=np.float64)
+        about = (len(record["class_names"]), record["smallest"])
+        groups = results[0].arrays["test_groups"]
+        draws.append(metrics.bootstrap(labels, right, *about, groups, draws=4000, seed=side))
+        every = [metrics.scores(labels, r.predict(k_predict), *about) for r in results]
+        points.append({score: np.mean([one[score] for one in every]) for score in SCORES})
+    rows = []
+    for score, name in SCORES.items():
+        low, high = metrics.interval(draws[0][score] - draws[1][score], level)
+        rows.append({"score": name, "difference": points[0][score] - points[1][score], "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
 def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Rows of `paired` as people read them, a row for each `keys`: `+2.1 [+0.3, +4.0] *`; * the interval excludes 0."""
     star = np.where((differences["low"] > 0) | (differences["high"] < 0), " *", "")

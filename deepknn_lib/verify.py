@@ -121,8 +121,9 @@ def report(name: str, out: Path | None = None) -> int:
     out = out or data_dir() / "verify" / f"{cache_name(name)}.csv"
     with whole_file(out) as temporary:
         table.to_csv(temporary, index=False)
-    for row in found.itertuples(index=False):
-        print(f"{row[0]} ({row[1]}): {row[2]} errors, {row[3]} warnings, {row[4]} notes. {row[5]}")
+    for check, looked_at, *counts, first in found.itertuples(index=False):
+        kinds = ", ".join(f"{n} {kind}" for n, kind in zip(counts, ("errors", "warnings", "notes"), strict=True) if n)
+        print(f"{check} ({looked_at}): {kinds or 'ok'}{f'. {first}' if kinds else ''}")
     errors = table[table["severity"] == "error"]
     for row in errors.head(SHOWN).itertuples(index=False):
         print(f"ERROR {row.check}: {' '.join(filter(None, (row.item, row.other, row.detail)))}")
@@ -152,7 +153,7 @@ def summary(table: "pd.DataFrame", listing: Listing, folds: dict[str, np.ndarray
     read = f"{len(listing) - int(bad.sum())} images"
     groups, rows = f"{len(set(listing.groups))} groups", "tables and folders"
     checks = dict.fromkeys([c for c in table["check"] if c.startswith(("split: ", "pinned"))], "the splits and contents")
-    checks |= dict.fromkeys([problem.check for problem in listing.problems] or [rows], rows)
+    checks |= dict.fromkeys([problem.check for problem in listing.problems] or [rows], f"{len(listing)} rows")
     checks |= {"unreadable images": images, "class counts": classes, "small classes": classes}
     checks |= dict.fromkeys(("tiny images", "constant images", *PAIRS[:3], *(f"{PAIRS[3]}: {name}" for name in folds)), read)
     checks |= dict.fromkeys((GROUPS[0], *(f"{GROUPS[1]}: {name}" for name in folds)), groups)

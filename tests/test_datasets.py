@@ -2,18 +2,22 @@
 
 import csv
 import io
+import re
 import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deepknn_lib import splits
+from deepknn_lib.cli import main
 from deepknn_lib.datasets import DATASETS, available, fingerprint, folds_of, listing_of, load_dataset, tell
 from deepknn_lib.sources import SKIN7_CLASSES
+from deepknn_lib.storage import repository
 
 
 @pytest.fixture
@@ -483,3 +487,56 @@ def test_many_images_without_groups_need_no_grouping(monkeypatch, tmp_path):
     root = folder_set(tmp_path / "many")
     folds = folds_of(f"folder:{root}", listing_of(f"folder:{root}"), "grouped")
     assert set(folds) == {1, 2, 3, 4, 5}
+
+
+def test_the_catalogue_says_what_a_user_must_know():
+    for name, entry in DATASETS.items():
+        assert entry.title and entry.licence and entry.citation and (entry.page or name in ("lesions", "folder")), name
+        assert not entry.remotes or entry.size, name
+        for remote in entry.remotes:  # known by a checksum, or by what they say once they are read
+            assert re.fullmatch(r"md5:[0-9a-f]{32}", remote.checksum or "") or "paper" in entry.pins, remote
+        assert all(re.fullmatch("[0-9a-f]{64}", pin) for pin in (entry.pins or {}).values()), name
+    guide = (repository() / "data" / "README.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"^\| `{name}[`:]", guide, re.M) for name in DATASETS)
+
+
+def test_the_catalogue_counts_what_is_there():
+    for name in ("lesions", "digits"):
+        listing = listing_of(name, 16)
+        counts = dict(zip(listing.class_names, np.bincount(listing.labels).tolist(), strict=True))
+        assert DATASETS[name].counts in (None, counts)
+    published = {row["dataset"]: row for row in csv.DictReader(open(repository() / "data" / "paper" / "table1.csv"))}
+    for name, theirs in (("skin7", "Skin-7"), ("pneumonia", "Pneumonia")):
+        sizes = DATASETS[name].counts.values()
+        assert (min(sizes), max(sizes)) == tuple(int(published[theirs][f"{end}_class"]) for end in ("smallest", "largest"))
+
+
+def test_the_command_lists_licences_and_what_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    assert main(["datasets"]) == 0
+    said = capsys.readouterr().out
+    assert "skin7: Skin-7 (HAM10000, ISIC 2018 Task 3). 10,015 images in 7 classes. Licence: CC BY-NC 4.0. Cite: " in said
+    assert "    not there: skin7 is not in" in said and "    there: real, comes with scikit-learn" in said
+    assert all(re.search(rf"^{name}: ", said, re.M) for name in DATASETS)
+
+
+def test_contents_that_are_not_the_pinned_ones_are_told(skin7, monkeypatch):
+    from deepknn_lib import verify
+
+    entry, listing = DATASETS["skin7"], listing_of("skin7")
+    ours = fingerprint(listing.ids, np.array(listing.class_names)[listing.labels])
+    monkeypatch.setitem(DATASETS, "skin7", replace(entry, counts=None, pins={"labels": ours, "groups": "0" * 64}))
+    findings, checks = verify.of_dataset("skin7")
+    pinned = findings[findings["check"] == "pinned contents"]
+    assert pinned["item"].tolist() == ["groups"] and not verify.failed(findings)
+    assert "pinned contents" in set(checks["check"])
+
+
+def test_verify_without_the_authors_folds_still_checks_the_other_split(skin7, monkeypatch):
+    from deepknn_lib import verify
+
+    monkeypatch.delenv("DEEPKNN_SKIN7_FOLDS")
+    findings, checks = verify.of_dataset("skin7")
+    assert "download skin7" in findings.query("check == 'split: paper'")["detail"].item()
+    assert "groups across the split: grouped" in set(checks["check"])
+    assert "groups across the split: paper" not in set(checks["check"])

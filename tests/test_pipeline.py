@@ -137,7 +137,7 @@ def test_parameters_are_those_the_cell_assigns(place):
         (["--only", "x"], "no notebook 0x"),
         (["--dataset", "nope"], "unknown data set 'nope'"),
         (["--dataset", "folder:"], "unknown data set 'folder:'"),
-        (["--dataset", "folder:not there"], "no folder 'not there'"),
+        (["--dataset", "folder:not there"], "there is no folder"),
         (["--save-outputs", "--profile", "smoke"], "--save-outputs is for"),
     ],
 )

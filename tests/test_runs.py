@@ -284,6 +284,18 @@ def test_a_paired_interval_answers_for_the_seeds_too(results):
 # What is trained once, and what it starts from
 
 
+def test_a_difference_between_splits_is_that_of_the_means_and_not_paired(results):
+    first, second = (tables.select(results, method=method) for method in ("deep-knn", "weighted-ce"))
+    gap = tables.between_splits(first, first, 5).set_index("score").loc["Acc"]
+    assert gap["difference"] == 0 and gap["low"] < 0 < gap["high"]  # other test images on each side, so never sure
+    turned = [replace(r, _predicted={5: r.arrays["test_labels"]}) for r in second]  # as if on another split, all right
+    table = tables.summary(first).query("k_predict == 5").iloc[0]
+    gap = tables.between_splits(turned, first, 5).set_index("score")
+    for score, name in tables.SCORES.items():
+        assert gap.loc[name, "difference"] == pytest.approx(100 - table[score])
+    assert 0 < gap.loc["Acc", "low"] < gap.loc["Acc", "difference"] < gap.loc["Acc", "high"]
+
+
 def test_workers_train_a_base_once_for_those_that_need_it(results, runs_folder):
     events = [json.loads(line) for line in (runs_folder / "progress").read_text(encoding="utf-8").splitlines()]
     trained = Counter(e["label"] for e in events if e.get("status") == "trained")

@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from deepknn_lib import training
+from deepknn_lib.images import Rows
 from deepknn_lib.losses import whole_set_terms
 from deepknn_lib.models import Network, build_network
 from deepknn_lib.neighbors import whole_set_neighbors
@@ -220,3 +222,16 @@ def test_batch_l2_features_cannot_shrink_to_a_point(toy):
     network = Network(Constant(), 3, normalize="batch-l2").train()
     spread = torch.pdist(network(images.float() / 255)).mean()
     assert spread > 0.5  # the same backbone without it gives 1e-7
+
+
+@pytest.mark.parametrize("changes", [{}, {"search_every": 2}])
+def test_images_that_stay_on_disk_train_to_the_same_weights(toy, tmp_path, changes):
+    images, labels = tensors(toy)
+    np.save(tmp_path / "images.npy", toy[0])
+    order = np.arange(len(labels))
+    on_disk = Rows(np.load(tmp_path / "images.npy", mmap_mode="r"), order)
+    recipe = Recipe(loss="deep-knn", epochs=2, batch_size=24, k=3, m=3, sampling="balanced", lr=0.05, **changes)
+    first, second = small(), small()
+    histories = [fit(network, inputs, labels, recipe) for network, inputs in ((first, images), (second, on_disk))]
+    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
+    assert torch.equal(weights(first), weights(second))

@@ -113,7 +113,7 @@ def test_problems_of_the_tables_are_errors(make, ten):
     table = verify(listing, None, folds(10))
     assert rows(table) == [("error", "row without image", f"image{n}", "") for n in (99, 98)] and failed(table)
     assert summary(table, listing, {}).iloc[0].tolist() == [
-        "row without image", "tables and folders", 2, 0, 0, "image99; is in x.csv, but no file is",
+        "row without image", "10 rows", 2, 0, 0, "image99; is in x.csv, but no file is",
     ]  # fmt: skip
 
 
