@@ -81,7 +81,10 @@ def _datasets(_: argparse.Namespace) -> int:
     for name, state in available().items():
         entry = DATASETS[name]
         counts = f" {sum(entry.counts.values()):,} images in {len(entry.counts)} classes." if entry.counts else ""
+        pinned = ", ".join(f"{remote.url} ({remote.checksum or 'checked by its contents'})" for remote in entry.remotes)
         print(f"{name}: {entry.title}.{counts} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
+        for line in filter(None, (entry.page and f"page: {entry.page}", pinned and f"files: {pinned}")):
+            print(f"    {line}")
     return 0
 
 

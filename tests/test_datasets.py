@@ -16,6 +16,9 @@ from PIL import Image
 from deepknn_lib import splits
 from deepknn_lib.cli import main
 from deepknn_lib.datasets import DATASETS, available, fingerprint, folds_of, listing_of, load_dataset, tell
+from deepknn_lib.experiments import execute
+from deepknn_lib.images import Rows
+from deepknn_lib.runs import make_run
 from deepknn_lib.sources import SKIN7_CLASSES
 from deepknn_lib.storage import repository
 
@@ -518,6 +521,7 @@ def test_the_command_lists_licences_and_what_is_here(tmp_path, monkeypatch, caps
     assert "skin7: Skin-7 (HAM10000, ISIC 2018 Task 3). 10,015 images in 7 classes. Licence: CC BY-NC 4.0. Cite: " in said
     assert "    not there: skin7 is not in" in said and "    there: real, comes with scikit-learn" in said
     assert all(re.search(rf"^{name}: ", said, re.M) for name in DATASETS)
+    assert all(remote.url in said for entry in DATASETS.values() for remote in entry.remotes) and "md5:0c281f12" in said
 
 
 def test_contents_that_are_not_the_pinned_ones_are_told(skin7, monkeypatch):
@@ -540,3 +544,14 @@ def test_verify_without_the_authors_folds_still_checks_the_other_split(skin7, mo
     assert "download skin7" in findings.query("check == 'split: paper'")["detail"].item()
     assert "groups across the split: grouped" in set(checks["check"])
     assert "groups across the split: paper" not in set(checks["check"])
+
+
+def test_parts_too_large_for_memory_stay_on_disk_and_give_the_same_result(tmp_path, monkeypatch):
+    scores = []
+    for limit in (10**12, 0):
+        monkeypatch.setattr("deepknn_lib.images.memory_limit", lambda limit=limit: limit)
+        monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / str(limit)))
+        assert isinstance(load_dataset("digits", "grouped", 1, 32).train.images, Rows) == (limit == 0)
+        result = execute(make_run("digits", "deep-knn", "smoke", split="grouped", epochs=1), "cpu")
+        scores.append(result.arrays["test_features"])
+    assert np.array_equal(*scores)
