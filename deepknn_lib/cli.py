@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -32,9 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     tune = commands.add_parser("tune", help="run every method's trials on a validation part and write them down")
     for command in (run, grid, tune):
-        command.add_argument(
-            "--dataset", default="lesions", help="lesions, skin7, folder:PATH, … (default: %(default)s)"
-        )
+        command.add_argument("--dataset", default="lesions", help="lesions, skin7, folder:PATH, … (default: %(default)s; "
+                             "grid: several with commas)")  # fmt: skip
         command.add_argument("--profile", default="demo", choices=PROFILES, help="settings (default: %(default)s)")
         command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     run.add_argument("--method", required=True, choices=METHODS)
@@ -53,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--image-size", type=int, metavar="PIXELS", help="default: the profile's")
     tune.add_argument("--seeds", default="0", help="comma-separated (default: %(default)s)")
     tune.add_argument("--out", type=Path, required=True, metavar="FILE", help="add the trials to this CSV")
+    grid.add_argument("--sweeps", action="store_true", help="then whole-set search, and K and M as in Table S3")
     grid.add_argument("--splits", help="paper, grouped or both, comma-separated (default: both)")
     grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
@@ -128,23 +129,32 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict:
 
 def _grid(arguments: argparse.Namespace) -> int:
     from deepknn_lib import tables
-    from deepknn_lib.experiments import execute_all
-    from deepknn_lib.runs import grid
+    from deepknn_lib.execution import pick_device
+    from deepknn_lib.experiments import execute_all, outlook
+    from deepknn_lib.runs import PROFILES, grid, sweeps
     from deepknn_lib.storage import whole_file
 
-    options = {}
-    if arguments.methods:
-        options["methods"] = arguments.methods.split(",")
-    if arguments.seeds:
-        options["seeds"] = [int(seed) for seed in arguments.seeds.split(",")]
+    options = _given(arguments, "backbone", "weights", "image_size")
+    chosen = {"methods": arguments.methods.split(",")} if arguments.methods else {}
     if arguments.splits:
-        options["split_names"] = arguments.splits.split(",")
-    options |= _given(arguments, "backbone", "weights", "image_size")
-    results = execute_all(grid(arguments.dataset, arguments.profile, **options), arguments.device)
+        chosen["split_names"] = arguments.splits.split(",")
+    seeds = [int(s) for s in arguments.seeds.split(",")] if arguments.seeds else PROFILES[arguments.profile]["seeds"]
+    names = arguments.dataset.split(",") if not arguments.dataset.startswith("folder:") else [arguments.dataset]
+    # in an order that makes every finished run count: a whole comparison on every set, then the next seed
+    runs = [r for s in seeds for n in names for r in grid(n, arguments.profile, seeds=(s,), **chosen, **options)]
+    n_compared = len(runs)
+    if arguments.sweeps:
+        swept = [sweeps(n, arguments.profile, (s,), **options) for s in seeds for n in names]
+        runs += [r for kind in ("search", "K and M") for one in swept for r in one[kind]]
+    alone = pick_device(arguments.device).type == "cuda"
+    print(outlook(runs, 1 if alone else os.cpu_count() or 1), file=sys.stderr)
+    results = execute_all(runs, arguments.device)
     if arguments.out:
         with whole_file(arguments.out) as temporary:
             tables.results_table(results).to_csv(temporary, index=False, float_format="%.6g")
-    print(tables.markdown(tables.readable(tables.summary(results))))
+    for name in names:
+        mine = [r for r in results[:n_compared] if r.run.dataset == name]
+        print(tables.markdown(tables.readable(tables.summary(mine))))
     return 0
 
 

@@ -42,6 +42,9 @@ def carry_out(run: Run, parts: Callable[[], Dataset], folder: Path, base: Path |
     from safetensors.torch import save_file
 
     where = pick_device(device)
+    if os.environ.get("DEEPKNN_DETERMINISTIC"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
+        torch.use_deterministic_algorithms(True)
     started = time.perf_counter()
     checkpoint = folder.with_name(folder.name + ".checkpoint.safetensors")
     if METHODS[run.method].on_features:
@@ -101,6 +104,8 @@ def _on_images(run: Run, data: Dataset, base: Path | None, checkpoint: Path, whe
         own = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
         network.backbone.load_state_dict(own)
     network.to(where)
+    if os.environ.get("DEEPKNN_COMPILE"):
+        network.backbone.compile()  # in place: names of weights stay as they are
     if not loss:
         return _frozen(network, run, data, where), [], network.state_dict()
     images = on_device(data.train.images, where)

@@ -139,15 +139,16 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
     waves[1] = [run for run in waves[1] if run.key not in {base.key for base in waves[0]}]
     new = {run.key: run for wave in waves for run in wave}
     workers = min(os.cpu_count() or 1, max(map(len, waves)))
+    told = bool(os.environ.get("DEEPKNN_PROGRESS"))  # whoever runs the notebooks shows every epoch himself
     if pick_device(device).type == "cuda" or workers <= 1:
-        for run in {run.key: run for run in runs if run.key in new}.values():
+        todo = {run.key: run for run in runs if run.key in new}.values()
+        for run in tqdm(todo, desc="training", unit="run", disable=told or not new):
             _ensure(run, device)  # in the order asked for; a base is trained when the first run needs it
     else:
         on_images = [r for r in new.values() if not METHODS[r.method].on_features]
         for run in {(r.dataset, r.split, r.fold, r.image_size): r for r in on_images}.values():
             parts(run)  # decoded once, here, not by every worker
         context = multiprocessing.get_context("spawn")
-        told = bool(os.environ.get("DEEPKNN_PROGRESS"))  # whoever runs the notebooks shows every epoch himself
         with (
             ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool,
             tqdm(total=len(new), desc="training", unit="run", disable=told) as bar,
@@ -164,6 +165,27 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
     for run in {run.key: run for run in runs if run.key not in new}.values():
         report(event="run", status="cached", label=run.label)
     return [load(run) for run in runs]
+
+
+def outlook(runs: Iterable[Run], workers: int = 1) -> str:
+    """What is left of `runs`, and how long it will take by what the same kind of run took before, in a sentence."""
+    runs = {run.key: run for run in runs}.values()
+    left = [run for run in runs if not is_done(run)]
+    kind = ("dataset", "backbone", "image_size", "epochs")
+    spent: dict[tuple, list[float]] = {}
+    for path in (data_dir() / "runs").glob("*/run.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        about = tuple(record["run"].get(name) for name in kind)
+        for key in (about, (*about, record["run"]["method"])):
+            spent.setdefault(key, []).append(record["seconds"])
+    seconds = []
+    for run in left:
+        about = tuple(getattr(run, name) for name in kind)
+        known = spent.get((*about, run.method), spent.get(about))
+        seconds.append(sum(known) / len(known) if known else float("nan"))
+    known = [value for value in seconds if value == value]
+    guess = f"about {sum(known) / len(known) * len(left) / workers / 60:.0f} minutes" if known else "time not known yet"
+    return f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} to do" + (f", {guess}" if left else "")
 
 
 def _start_worker() -> None:

@@ -242,7 +242,7 @@ def grid(
     ]
 
 
-def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1)) -> dict[str, list[Run]]:
+def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1), **given) -> dict[str, list[Run]]:
     """Deep kNN with its settings changed, split by lesion: the runs of notebook 08.
 
     `K and M`: the grid of Table S3, K_p = K, in full length, K = M = 5 among them. `search`: neighbours from the whole
@@ -251,7 +251,7 @@ def sweeps(dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1)) -
     short = PROFILES[profile]["short"]
 
     def runs(method: str = "deep-knn", **changes) -> list[Run]:
-        return [make_run(dataset, method, profile, split="grouped", seed=seed, **changes) for seed in seeds]
+        return [make_run(dataset, method, profile, split="grouped", seed=seed, **given, **changes) for seed in seeds]
 
     normal = [{"normalize": "batch-l2", "margin": margin} for margin in (0.05, 0.2, 0.5, 1.0)]
     raw = [{"normalize": "none", "margin": margin} for margin in (0.2, 1.0, 5.0)]

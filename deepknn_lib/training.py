@@ -99,8 +99,14 @@ def _augmented(inputs: Tensor, index: Tensor, generator: torch.Generator) -> Ten
     """A batch as the network takes it: images cropped and flipped at random; feature vectors as they are."""
     if inputs.ndim == 2:
         return inputs[index]
-    images = inputs[index] if isinstance(inputs, Tensor) else on_device(inputs[index.cpu().numpy()], index.device)
-    return _prepare(random_crop_flip(images, crop_size(inputs.shape[-1]), generator))
+    return _prepare(random_crop_flip(_rows(inputs, index), crop_size(inputs.shape[-1]), generator))
+
+
+def _rows(inputs: Tensor | Rows, index: Tensor) -> Tensor:
+    """The images at `index`, where that is; the others may be there, in pinned memory, or on disk."""
+    if isinstance(inputs, Rows):
+        return torch.from_numpy(inputs[index.cpu().numpy()]).to(index.device)
+    return inputs[index.to(inputs.device)].to(index.device, non_blocking=True)
 
 
 def device_of(network: Network) -> torch.device:
@@ -109,8 +115,13 @@ def device_of(network: Network) -> torch.device:
 
 
 def on_device(images: np.ndarray | Rows, device: torch.device) -> Tensor | Rows:
-    """Images as a tensor there; `Rows`, which do not fit into memory, stay on disk."""
-    return images if isinstance(images, Rows) else torch.from_numpy(images).to(device)
+    """Images as a tensor there; on pinned pages if they would take more than half of a GPU; `Rows` stay on disk."""
+    if isinstance(images, Rows):
+        return images
+    tensor = torch.from_numpy(images)
+    if device.type == "cuda" and tensor.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return tensor.pin_memory()
+    return tensor.to(device)
 
 
 def _prepare(images: Tensor) -> Tensor:
@@ -123,9 +134,9 @@ def extract_features(network: Network, inputs: Tensor | Rows, batch_size: int = 
     network.eval()
     device, parts = device_of(network), []
     for start in range(0, len(inputs), batch_size):
-        block = inputs[start : start + batch_size]
+        index = torch.arange(start, min(start + batch_size, len(inputs)), device=device)
+        block = inputs[start : start + batch_size] if inputs.ndim == 2 else _rows(inputs, index)
         if block.ndim == 4:
-            block = block if isinstance(block, Tensor) else on_device(block, device)
             block = _prepare(center_crop(block, crop_size(block.shape[-1])))
         with _autocast(device):
             parts.append(network(block).float())

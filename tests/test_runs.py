@@ -518,3 +518,45 @@ def test_grid_writes_rows(capsys, tmp_path):
     assert cli.main(arguments) == 0
     assert len(pd.read_csv(out)) == 4  # two splits, two values of K_p
     assert "| grouped | kNN" in capsys.readouterr().out
+
+
+def test_grid_takes_several_sets_and_sweeps_in_an_order_that_makes_every_run_count(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    monkeypatch.setattr(experiments, "execute_all", lambda runs, device: asked.extend(runs) or [])
+    monkeypatch.setattr(tables, "summary", lambda results: pd.DataFrame())
+    monkeypatch.setattr(tables, "readable", lambda table: table)
+    options = ["--dataset", "lesions,digits", "--profile", "smoke", "--seeds", "0,1", "--sweeps", "--device", "cpu"]
+    assert cli.main(["grid", *options, "--methods", "knn,deep-knn", "--splits", "grouped"]) == 0
+    first, swept = asked[:8], asked[8:]
+    assert [(r.seed, r.dataset, r.method) for r in first] == [
+        (s, d, m) for s in (0, 1) for d in ("lesions", "digits") for m in ("knn", "deep-knn")
+    ]
+    assert [r.method for r in swept[:4]] == ["deep-knn-global"] * 4 and {r.k for r in swept[4:]} == {3, 5, 7}
+    assert "runs: 0 done, " in capsys.readouterr().err
+
+
+def test_the_outlook_says_what_is_left_and_how_long_it_will_take(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    runs = grid("lesions", "smoke", ("knn", "deep-knn"), ("grouped",), (0, 1))
+    assert experiments.outlook(runs) == "4 runs: 0 done, 4 to do, time not known yet"
+    for run, seconds in zip(runs[:2], (60, 600), strict=True):
+        folder = experiments.folder_of(run)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"run": vars(run), "seconds": seconds}))
+    assert experiments.outlook(runs) == "4 runs: 2 done, 2 to do, about 11 minutes"
+    assert experiments.outlook(runs, 2).endswith(("about 6 minutes", "about 5 minutes"))
+    assert experiments.outlook(runs[:2]) == "2 runs: 2 done, 0 to do"
+
+
+def test_a_deterministic_run_is_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPKNN_DETERMINISTIC", "1")
+    made = []
+    for name in ("a", "b"):
+        monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / name))
+        try:
+            made.append(experiments.execute(make_run("digits", "deep-knn", "smoke", split="grouped", epochs=1), "cpu"))
+            assert torch.are_deterministic_algorithms_enabled()
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert np.array_equal(made[0].arrays["test_features"], made[1].arrays["test_features"])
