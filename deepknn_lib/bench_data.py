@@ -58,12 +58,12 @@ def images(device: torch.device, quick: bool) -> Iterator[list[dict]]:
 
         with mock.patch.dict(os.environ, {"DEEPKNN_DATA": str(Path(name) / "data")}):
             decoded, rival = load(), f"torchvision, {workers} workers"
-            for ours, call, least in (
+            for state, call, least in (
                 ("decoded before", lambda: epoch(decoded), 20.0 if device.type == "cuda" else 3.0),
                 ("first epoch, decoding included", first, 1.0),
             ):
-                times = alternate({f"{OURS}, {ours}": call, rival: torchvision}, device, 3, 3 if quick else 5, seconds=40)
-                yield rows_of(f"{ours}: {count} JPEGs of 600 x 450", times, least, images=count)
+                times = alternate({OURS: call, rival: torchvision}, device, 3, 3 if quick else 5, seconds=40)
+                yield rows_of(f"{state}: {count} JPEGs of 600 x 450", times, least, images=count)
 
 
 def _jpegs(root: Path, count: int) -> Path:

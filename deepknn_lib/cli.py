@@ -1,4 +1,4 @@
-"""The command line: `python -m deepknn_lib notebooks | datasets | download | verify | run | grid | tune`. Arguments only."""
+"""The command line: `python -m deepknn_lib notebooks | datasets | download | verify | run | grid | tune | bench`."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; kept apart so that the README's commands can be checked against it."""
-    from deepknn_lib import pipeline
+    from deepknn_lib import bench, pipeline
     from deepknn_lib.runs import METHODS, PROFILES
 
     parser = argparse.ArgumentParser(prog="python -m deepknn_lib", description="Deep kNN, reproduced.")
@@ -57,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--splits", help="paper, grouped or both, comma-separated (default: both)")
     grid.add_argument("--seeds", help="comma-separated, such as 0,1,2 (default: the profile's)")
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
+    bench.add_arguments(commands.add_parser("bench", help="measure speed beside torchvision, FAISS, scikit-learn and "
+                                            "pytorch-metric-learning"))  # fmt: skip
     return parser
 
 
@@ -184,6 +186,12 @@ def _tune(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from deepknn_lib import bench
+
+    return bench.run(arguments)
+
+
 COMMANDS = {
     "notebooks": _notebooks,
     "datasets": _datasets,
@@ -192,4 +200,5 @@ COMMANDS = {
     "run": _run,
     "grid": _grid,
     "tune": _tune,
+    "bench": _bench,
 }
