@@ -33,6 +33,9 @@ def download(name: str) -> Path:
         raise ValueError(f"{name} needs no download" if kind != "folder" else f"{name} is your own; nothing to download")
     if not entry.size:
         raise ValueError(f"{name} cannot be downloaded by a program. {how(name)}")
+    unpacked = kind in ("mnist", "stl10")  # by torchvision, when they are first read
+    if unpacked and (root / entry.wanted[0]).exists():
+        return root
     manual = f"By hand: {entry.steps} (folder {root}, page {entry.page})"
     with locked(root, "download"):  # around all of it: an archive is removed once it is unpacked
         if kind == "pneumonia":
@@ -41,8 +44,8 @@ def download(name: str) -> Path:
             _one(remote, root, manual)
         if kind == "skin7":
             _assemble_folds(root, manual)
-    if kind in ("mnist", "stl10"):
-        listing_of(name)  # torchvision unpacks them when they are first read
+    if unpacked:
+        listing_of(name)
     return place(name)
 
 

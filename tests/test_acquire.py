@@ -137,6 +137,10 @@ def test_mnist_is_downloaded_and_read_by_torchvision(tmp_path, site, monkeypatch
     assert main(["download", "mnist"]) == 0
     data = load_dataset("mnist", "paper", 1, 16)
     assert (len(data.train), len(data.test)) == (50, 20)
+    for archive in (tmp_path / "data").rglob("*.gz"):
+        archive.unlink()  # not needed any more, nor fetched again
+    number = len(site[2])
+    assert main(["download", "mnist"]) == 0 and len(site[2]) == number
 
 
 def test_medmnist_is_downloaded_by_the_addresses_of_its_package(tmp_path, site, monkeypatch):
