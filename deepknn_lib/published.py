@@ -7,10 +7,10 @@ from deepknn_lib import tables
 from deepknn_lib.models import PAPER_BACKBONES, SMALL_BACKBONES
 
 # The paper's data sets and ours of the same images; what differs all the same is said in each row.
-SAME_IMAGES = {"Skin-7": "skin7", "SD-198": "sd198", "STL10": "stl10"}
+SAME_IMAGES = {"Skin-7": "skin7", "Pneumonia": "pneumonia", "SD-198": "sd198", "STL10": "stl10"}
 STAND_INS = {"Skin-7": ("lesions",), "Pneumonia": ("chestxray3",), "SD-198": (), "STL10": ("digits",)}
 NOT_TO_BE_HAD = {
-    "Pneumonia": "needs the RSNA images (Kaggle); no reader for them here yet",
+    "Pneumonia": "the RSNA images need a Kaggle account; not run by us",
     "Tiny200": "Tiny-ImageNet is not among our data sets",
     "CUB200": "CUB200-2011 is not among our data sets",
 }

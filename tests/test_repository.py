@@ -279,6 +279,21 @@ def test_results_in_the_readme_are_those_of_the_committed_rows():
         assert cells in text, cells
 
 
+def test_votes_on_frozen_features_in_the_readme_are_those_of_the_committed_rows():
+    import pandas as pd
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = ("skin7_table3_runs.csv", "sd198_pretrained_runs.csv", "chestxray3_pretrained_runs.csv")
+    rows = pd.concat([pd.read_csv(ROOT / "data" / "results" / name) for name in names])
+    rows = rows.query("method == 'knn' and seed == 0 and not (dataset == 'sd198' and split == 'grouped')")
+    assert len(rows) == 10
+    for row in rows.itertuples():
+        of_group = "patient" if row.dataset == "chestxray3" else "lesion"
+        split = {"paper": "by image", "grouped": f"by {of_group}"}[row.split]
+        cells = f"| {row.dataset} | {row.k_predict} | {split} | {row.acc:.1f} | {row.mcr:.1f} |"
+        assert cells in text, cells
+
+
 def test_verdicts_in_the_readme_are_those_of_the_committed_evidence():
     import pandas as pd
 
