@@ -8,7 +8,9 @@ gives every hinge, so that training can say how many are active; `*_loss` is the
 import torch
 from torch import Tensor
 
-from deepknn_lib.neighbors import Neighbors, batch_distances, check_batch, mine
+from deepknn_lib.neighbors import Neighbors, batch_distances, check_batch, mine, mine_batch
+
+CACHED = 2**16  # elements of differences at a time on a CPU
 
 
 def _check(features: Tensor, labels: Tensor, margin: float, **counts: int) -> None:
@@ -17,17 +19,53 @@ def _check(features: Tensor, labels: Tensor, margin: float, **counts: int) -> No
         raise ValueError(f"margin must be a finite number of at least 0, got {margin!r}")
 
 
-def distances_to(features: Tensor, indices: Tensor, anchors: int | None = None) -> Tensor:
-    """Euclidean distance of every anchor to the batch's images `indices` (B, K): float32 or float64 (B, K).
+class _PairDistances(torch.autograd.Function):
+    """|x_i − x_j| of all i and the j in row i of `indices`, with its gradient, some anchors' differences at a time.
 
-    With `anchors` only the first so many images of the batch are anchors, and `indices` has a row for each.
+    All differences at once would be K + M copies of the batch, read from memory in every step of the formula.
+    """
+
+    @staticmethod
+    def _differences(features: Tensor, indices: Tensor):
+        size = max(1, CACHED // max(indices.shape[1] * features.shape[1], 1))
+        if features.device.type != "cpu":
+            size = max(1, len(indices))
+        for start in range(0, len(indices), size):
+            rows = slice(start, min(start + size, len(indices)))
+            others = features.index_select(0, indices[rows].flatten()).view(-1, indices.shape[1], features.shape[1])
+            yield rows, features[rows, None] - others
+
+    @staticmethod
+    def forward(ctx, features: Tensor, indices: Tensor) -> Tensor:
+        found = features.new_empty(indices.shape)
+        for rows, difference in _PairDistances._differences(features, indices):
+            found[rows] = torch.linalg.vector_norm(difference, dim=2)
+        ctx.save_for_backward(features, indices, found)
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        features, indices, found = ctx.saved_tensors
+        weight = torch.where(found == 0, 0, gradient / found)  # the gradient at distance 0 is 0
+        result = torch.zeros_like(features)
+        for rows, difference in _PairDistances._differences(features, indices):
+            difference *= weight[rows, :, None]
+            result[rows] += difference.sum(1)
+            result.index_add_(0, indices[rows].flatten(), difference.flatten(0, 1), alpha=-1)
+        return result, None
+
+
+def distances_to(features: Tensor, indices: Tensor) -> Tensor:
+    """Euclidean distance of every anchor to the batch's images `indices` (A, K): float32 or float64 (A, K).
+
+    The first A images of the batch are the anchors.
 
     From differences, in float32 or better also inside autocast: the short form |a|² + |b|² − 2ab would lose a
     near-duplicate's distance to cancellation, and the gradient with it. The gradient at distance 0 is 0.
     """
     with torch.autocast(features.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return torch.linalg.vector_norm(features[:anchors, None] - features[indices], dim=2)
+        return _PairDistances.apply(features.to(torch.promote_types(features.dtype, torch.float32)), indices)
 
 
 def masked_mean(terms: Tensor, valid: Tensor) -> Tensor:
@@ -40,9 +78,9 @@ def deep_knn_terms(
 ) -> tuple[Tensor, Tensor]:
     """Eq. 2 for every anchor i, positive k and negative m of a batch: (B, K, M) hinges, and which of them exist."""
     _check(features, labels, margin, k=k, m=m)
-    near = mine(batch_distances(features), labels, k, m)
-    positive = distances_to(features, near.positive)  # ‖f(x_i) − f(y_k)‖, (B, K)
-    negative = distances_to(features, near.negative)  # ‖f(x_i) − f(z_m)‖, (B, M)
+    near = mine_batch(features.detach(), labels, k, m)
+    distances = distances_to(features, torch.cat([near.positive, near.negative], 1))
+    positive, negative = distances[:, :k], distances[:, k:]  # ‖f(x_i) − f(y_k)‖ and ‖f(x_i) − f(z_m)‖
     terms = (positive[:, :, None] + margin - negative[:, None, :]).relu()  # [d]₊ = max(0, d), Eq. 2
     return terms, near.positive_valid[:, :, None] & near.negative_valid[:, None, :]
 
@@ -56,7 +94,7 @@ def whole_set_terms(features: Tensor, near: Neighbors, margin: float = 0.2) -> t
     (anchors, k), m = near.positive_valid.shape, near.negative_valid.shape[1]
     rows = torch.arange(anchors * k, device=features.device).view(anchors, k) + anchors
     columns = torch.arange(anchors * m, device=features.device).view(anchors, m) + anchors * (1 + k)
-    positive, negative = distances_to(features, rows, anchors), distances_to(features, columns, anchors)
+    positive, negative = distances_to(features, rows), distances_to(features, columns)
     terms = (positive[:, :, None] + margin - negative[:, None, :]).relu()
     return terms, near.positive_valid[:, :, None] & near.negative_valid[:, None, :]
 

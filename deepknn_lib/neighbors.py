@@ -9,6 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepknn_lib.search import OVERFLOW, exact_products, measure, nearest, slack, square_norms, underflow
+
+LARGE = 2**25  # B·B·D from which on a batch is mined in float32
+
 
 class Neighbors(NamedTuple):
     """The K nearest positives and M nearest negatives of every anchor, nearest first.
@@ -40,7 +44,11 @@ def batch_distances(features: Tensor) -> Tensor:
         features = features.double()
         if len(features) == 0:
             return features.new_zeros(0, 0)
-        return torch.cdist(features - features.mean(0), features - features.mean(0))
+        features = features - features.mean(0)
+        if len(features) <= 25:
+            return torch.cdist(features, features)  # from differences
+        norms = features.square().sum(1)
+        return torch.addmm(norms, features, features.T, alpha=-2).add_(norms[:, None]).clamp_(min=0).sqrt_()
 
 
 def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
@@ -62,8 +70,9 @@ def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
 def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Column indices of the `count` smallest allowed distances a row, padded to `count`, and which are real."""
     found = min(count, distances.shape[1])
-    ranked = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
-    indices = ranked.masked_fill(~allowed, torch.inf).topk(found, largest=False).indices
+    if distances.device.type != "cpu" or not distances.sum().isfinite():  # slow on a CPU; asking first stalls a GPU
+        distances = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
+    indices = distances.masked_fill(~allowed, torch.inf).topk(found, largest=False).indices
     valid = allowed.gather(1, indices)
     indices = indices.masked_fill(~valid, 0)
     padding = (0, count - found)
@@ -71,13 +80,48 @@ def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def mine(distances: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
-    """Neighbours of every anchor from its batch's distance matrix; see `batch_neighbors`."""
-    same = labels[:, None] == labels[None, :]
-    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    positive, positive_valid = _nearest(distances, same & ~itself, k)
+def mine(distances: Tensor, labels: Tensor, k: int, m: int, rows: Tensor | None = None) -> Neighbors:
+    """Neighbours of every anchor (of the anchors `rows`) from its row of distances; see `batch_neighbors`."""
+    rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
+    same = labels[rows, None] == labels[None, :]
     negative, negative_valid = _nearest(distances, ~same, m)
+    same[torch.arange(len(rows), device=rows.device), rows] = False
+    positive, positive_valid = _nearest(distances, same, k)
     return Neighbors(positive, negative, positive_valid, negative_valid)
+
+
+@torch.no_grad()
+def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
+    """As `mine` with `batch_distances`; a large batch on a CPU in float32, save the anchors where that proves nothing.
+
+    A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
+    """
+    size, dim = features.shape
+    if features.device.type != "cpu" or size * size * dim < LARGE or not exact_products(features.device):
+        return mine(batch_distances(features), labels, k, m)
+    with torch.autocast("cpu", enabled=False):
+        exact = features if features.dtype == torch.float64 else features.float()
+        centered, keep = (exact - exact.mean(0)).float(), 1 - slack(dim)
+        norms = square_norms(centered)
+        if not norms.max() < OVERFLOW:  # or NaN
+            return mine(batch_distances(features), labels, k, m)
+        scores = torch.addmm((norms * keep).float(), centered, centered.T, alpha=-2)
+        same, sides, sure = labels[:, None] == labels[None, :], [], True
+        for count, excluded in ((m, same), (k, (~same).fill_diagonal_(True))):
+            low, index = scores.masked_fill(excluded, torch.inf).topk(min(count + 3, size), largest=False)
+            low = low.double() + (norms * keep - underflow(dim))[:, None]
+            squares, index, proven = measure(exact, exact, low, index, min(count, size))
+            valid, sure = squares < torch.inf, proven & sure
+            padding = (0, count - index.shape[1])
+            sides.append([torch.nn.functional.pad(part, padding) for part in (index.masked_fill(~valid, 0), valid)])
+        (negative, negative_valid), (positive, positive_valid) = sides
+        near = Neighbors(positive, negative, positive_valid, negative_valid)
+        rows = (~sure).nonzero().squeeze(1)
+        if len(rows):
+            centered = exact.double() - exact.double().mean(0)
+            for part, again in zip(near, mine(torch.cdist(centered[rows], centered), labels, k, m, rows), strict=True):
+                part[rows] = again
+    return near
 
 
 @torch.no_grad()
@@ -102,7 +146,7 @@ def batch_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5) ->
         If a shape, a dtype or a count is off.
     """
     check_batch(features, labels, k=k, m=m)
-    return mine(batch_distances(features), labels, k, m)
+    return mine_batch(features, labels, k, m)
 
 
 @torch.no_grad()
@@ -111,9 +155,9 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """Exact Euclidean k-nearest-neighbour search.
 
-    Candidates come from a matrix product (fast; in float64, as in float32 it blurs the near-duplicates of a tight
-    class); the best of them, with some to spare, are then measured again from differences and sorted, so the
-    distances returned are true ones.
+    Candidates come from a matrix product in float32 and are measured again, from differences in float64, so the
+    distances returned are true ones. Where the product's rounding may have hidden a neighbour (in a tight class), the
+    query is searched again in float64; see `search`.
 
     Parameters
     ----------
@@ -122,7 +166,8 @@ def nearest_neighbors(
     k : int
         Neighbours a query; 1 <= k <= G (G − 1 with `exclude_self`).
     chunk : int
-        Queries at a time, and 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory.
+        Queries at a time, and 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory. No
+        copy of the queries or of the gallery is made.
     exclude_self : bool
         For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
 
@@ -151,41 +196,10 @@ def nearest_neighbors(
     if exclude_self and len(queries) != len(gallery):
         raise ValueError(f"exclude_self needs queries to be the gallery, got {len(queries)} and {len(gallery)} rows")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
-    queries, gallery = queries.to(dtype), gallery.to(dtype)
-    if not (queries.isfinite().all() and gallery.isfinite().all()):
-        raise ValueError("features hold NaN or infinity; a run that diverged has no neighbours (lower its lr)")
-
-    center = gallery.double().mean(0)  # near the origin the matrix product cancels least
-    centered = gallery - center
-    norms = centered.square().sum(1)
-    spare = min(k + 8, available)
-    distances, indices = [], []
-    for first in range(0, len(queries), chunk):
-        block = queries[first : first + chunk]
-        rows = torch.arange(first, first + len(block), device=block.device)
-        best_value = centered.new_empty(len(block), 0)
-        best_index = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
-        for start in range(0, len(gallery), 16 * chunk):
-            stop = min(start + 16 * chunk, len(gallery))
-            scores = torch.addmm(norms[start:stop], block - center, centered[start:stop].T, alpha=-2)
-            if exclude_self:
-                mine_here = (rows >= start) & (rows < stop)
-                scores[mine_here.nonzero().squeeze(1), rows[mine_here] - start] = torch.inf
-            value, index = scores.topk(min(spare, stop - start), largest=False)
-            best_value = torch.cat([best_value, value], 1)
-            best_index = torch.cat([best_index, index + start], 1)
-            keep = best_value.topk(min(spare, best_value.shape[1]), largest=False).indices
-            best_value, best_index = best_value.gather(1, keep), best_index.gather(1, keep)
-        best_index = best_index.sort(1).values  # so that the stable sort below keeps the gallery's order in a tie
-        exact = torch.stack([(block - gallery[column]).square().sum(1) for column in best_index.T], 1).sqrt()
-        if exclude_self:
-            exact = exact.masked_fill(best_index == rows[:, None], torch.inf)
-        order = exact.sort(dim=1, stable=True)
-        distances.append(order.values[:, :k])
-        indices.append(best_index.gather(1, order.indices[:, :k]))
-    if not distances:
-        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
-    return torch.cat(distances), torch.cat(indices)
+    rows = torch.arange(len(queries), device=queries.device)
+    with torch.autocast(queries.device.type, enabled=False):
+        squares, indices = nearest(queries, gallery, rows if exclude_self else rows.fill_(-1), k, available, chunk)
+    return squares.sqrt().to(dtype), indices
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import reference
 import torch
 from reference import random_batch
 
+from deepknn_lib import losses, neighbors
 from deepknn_lib.losses import (
     batch_hard_terms,
     batch_hard_triplet_loss,
@@ -54,6 +55,18 @@ def test_deep_knn_is_equation_3_in_loops_with_its_gradient(seed, k, m, normalise
     terms, valid = deep_knn_terms(features, labels, k, m, margin)
     assert valid.sum() == len(triplets)
     assert (terms[valid] == 0).any() and (terms[valid] > 0).any()  # both sides of the hinge were compared
+
+
+@pytest.mark.parametrize("large", [0, 2**25], ids=["mined in float32", "in float64"])
+@pytest.mark.parametrize("cached", [1, 100, 2**16])
+@pytest.mark.parametrize("size, scale, apart", [(24, 1.0, 0), (60, 1.0, 0), (60, 1e-6, 1)])
+def test_pieces_and_precision_of_mining_do_not_change_equation_3(large, cached, size, scale, apart, monkeypatch):
+    monkeypatch.setattr(neighbors, "LARGE", large)
+    monkeypatch.setattr(losses, "CACHED", cached)
+    features, labels = random_batch(1, size=size)
+    features = apart + scale * features  # all within 1e-5 of one another, or not
+    expected = value_and_gradient(reference.mean_hinge, features, reference.deep_knn_triplets(features, labels, 3, 4), 0.7)
+    assert_same(value_and_gradient(deep_knn_loss, features, labels, 3, 4, 0.7), expected)
 
 
 @pytest.mark.parametrize("seed", range(6))

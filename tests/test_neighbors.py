@@ -9,13 +9,16 @@ import torch
 from reference import random_batch
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+from deepknn_lib import neighbors, search
 from deepknn_lib.neighbors import (
     batch_distances,
     batch_neighbors,
     majority_vote,
+    mine,
     nearest_neighbors,
     whole_set_neighbors,
 )
+from deepknn_lib.search import SPARE
 
 
 def points(count, dim=5, seed=0, dtype=torch.float64):
@@ -158,7 +161,124 @@ def test_memory_is_bounded_by_the_chunk():
     features = points(1000, 2)
     with reference.LargestTensor() as largest:
         nearest_neighbors(features, features, 5, chunk=20, exclude_self=True)
-    assert largest.numel == 20 * 16 * 20  # all distances would be 1,000,000
+    assert largest.numel == 16 * 20 * (5 + SPARE)  # candidates; all distances would be 1,000,000
+
+
+def matters(name):
+    """Features whose neighbours float32 products cannot tell, or could get wrong: queries, gallery, k."""
+    base = points(300, 16, seed=3)
+    galleries = {
+        "near-duplicates": 1 + 1e-7 * base,
+        "offset": (1e4 + base).float(),
+        "huge": 1e25 * base,
+        "huge with tiny differences": (1e8 + base).double(),
+        "tiny": 1e-22 * base,
+        "one outlier": torch.cat([1e-3 * base, torch.full((1, 16), 1e3).double()]),
+        "half": base.half(),
+        "float32 queries": base,
+    }
+    gallery = galleries[name]
+    queries = gallery[:1] if name == "offset" else gallery[:40] + (0 if name == "half" else 1e-2 * gallery.std())
+    return (queries.float() if name == "float32 queries" else queries), gallery
+
+
+MATTERS = ["near-duplicates", "offset", "huge", "huge with tiny differences", "tiny", "one outlier", "half"]
+MATTERS += ["float32 queries"]
+
+
+@pytest.mark.parametrize("name", MATTERS)
+@pytest.mark.parametrize("k", [5, "all"])
+def test_search_of_hard_features_is_brute_force_in_float64(name, k):
+    queries, gallery = matters(name)
+    k = len(gallery) if k == "all" else k
+    distances, indices = nearest_neighbors(queries, gallery, k, chunk=7)
+    truth = (queries.double()[:, None] - gallery.double()).square().sum(2).sqrt().sort(dim=1, stable=True)
+    assert torch.equal(indices, truth.indices[:, :k])
+    tolerance = {"rtol": 1e-6 if distances.dtype == torch.float32 else 1e-12, "atol": 0}
+    torch.testing.assert_close(distances.double(), truth.values[:, :k], **tolerance)
+
+
+def products(monkeypatch):
+    """The precisions in which candidates are searched from now on, with the number of queries."""
+    calls, candidates = [], search._candidates
+
+    def watched(queries, *args):
+        calls.append((args[-1], len(queries)))
+        return candidates(queries, *args)
+
+    monkeypatch.setattr(search, "_candidates", watched)
+    return calls
+
+
+def test_a_query_too_far_for_float32_products_is_searched_in_float64(monkeypatch):
+    calls, gallery = products(monkeypatch), 1e10 * points(60, 4)
+    queries = 1e30 * points(3, 4, seed=1)
+    for k in (2, 60):  # 60: all rows are candidates
+        _, indices = nearest_neighbors(queries.float(), gallery, k)
+        assert all(len(set(row)) == k for row in indices.tolist())
+        assert calls[-1] == (torch.float64, 3)
+
+
+def test_no_copy_of_the_gallery_is_made():
+    gallery = points(50_000, 8, dtype=torch.float32)
+    with reference.LargestTensor() as largest:
+        nearest_neighbors(gallery[:10], gallery, 5, chunk=16)
+    assert largest.numel <= 16384 * 8 < gallery.numel() / 3
+
+
+def test_what_float32_proves_is_not_searched_again_and_what_it_cannot_prove_is(monkeypatch):
+    calls = products(monkeypatch)
+    gallery = torch.cat([points(300, 16), 50 + 1e-6 * points(100, 16, seed=1)]).float()
+    nearest_neighbors(gallery[:20], gallery, 5)
+    assert calls == [(torch.float32, 20)]
+    calls.clear()
+    nearest_neighbors(gallery[290:310], gallery, 5)  # ten of them in the tight class
+    assert calls == [(torch.float32, 20), (torch.float64, 10)]
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-2])
+def test_the_bound_is_below_every_true_squared_distance_and_not_far(spread):
+    queries, gallery = points(50, 64).float(), (1 + spread * points(400, 64, seed=1)).float()
+    center, keep = gallery.mean(0), 1 - search.slack(64)
+    values, index, fits = search._candidates(
+        queries, gallery, center, keep, torch.full((50,), -1), 400, 1024, torch.float32
+    )
+    low = values.double() + (search.square_norms(queries - center) * keep - search.underflow(64))[:, None]
+    true = (queries.double()[:, None] - gallery.double()).square().sum(2).gather(1, index)
+    assert fits and (low < true).all() and (true - low < 1e-4 * true).all()
+
+
+def test_products_in_lower_precision_are_noticed(monkeypatch):
+    calls, gallery = products(monkeypatch), points(200, 8, dtype=torch.float32)
+    monkeypatch.setattr(search, "exact_products", lambda device: False)
+    expected = torch.cdist(gallery.double(), gallery.double()).topk(3, largest=False).indices
+    assert torch.equal(nearest_neighbors(gallery, gallery, 3)[1], expected) and calls == [(torch.float64, 200)]
+    monkeypatch.undo()
+    assert search.exact_products(torch.device("cpu"))
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a.bfloat16(), b.bfloat16()).float())
+    assert not search.exact_products(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", [*MATTERS, "ordinary", "too few", "duplicates"])
+def test_a_large_batch_is_mined_in_float32_to_the_same_neighbours(name, monkeypatch):
+    features = points(300, 16) if name in ("ordinary", "too few", "duplicates") else matters(name)[1]
+    if name == "duplicates":
+        features[1::2] = features[::2]
+    labels = torch.arange(len(features)) % (150 if name == "too few" else 7)
+    exact = (features.double()[:, None] - features.double()).square().sum(2).sqrt()
+    expected = mine(exact, labels, 4, 5)
+    monkeypatch.setattr(neighbors, "LARGE", 0)
+    again, old = [], mine
+    monkeypatch.setattr(neighbors, "mine", lambda *args: (again.append(args), old(*args))[1])
+    found = batch_neighbors(features, labels, 4, 5)
+    if name == "duplicates":  # which of two equals comes first is not said
+        found, expected = (exact.gather(1, torch.cat(near[:2], 1)) for near in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-7)
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    certain = {"ordinary": False, "huge": True, "one outlier": True}
+    assert bool(again) == certain.get(name, bool(again))  # float64 had to help
 
 
 @pytest.mark.parametrize(
@@ -179,6 +299,18 @@ def test_memory_is_bounded_by_the_chunk():
 def test_bad_searches_are_refused(queries, gallery, options, told):
     with pytest.raises(ValueError, match=told):
         nearest_neighbors(queries, gallery, **{"k": 1, **options})
+
+
+@pytest.mark.parametrize("rows_of, spread", [(0, 1e-6), (1, 1e-4)])
+def test_a_large_batch_is_certain_only_when_both_sides_are(rows_of, spread, monkeypatch):
+    """A wide class whose anchors have near-duplicates as negatives; and, the other way round, as positives."""
+    features = torch.cat([points(60, 16), 5 + spread * points(60, 16, seed=1)])
+    labels = torch.arange(120) // 60
+    exact = (features[:, None] - features).square().sum(2).sqrt()
+    expected = mine(exact, labels, 4, 5)
+    monkeypatch.setattr(neighbors, "LARGE", 0)
+    found, rows = batch_neighbors(features, labels, 4, 5), labels == rows_of
+    assert all(torch.equal(a[rows], b[rows]) for a, b in zip(found, expected, strict=True))
 
 
 # Search of a whole set for the loss
