@@ -183,9 +183,11 @@ def test_what_cannot_be_downloaded_says_why(name, said, capsys):
 def client(folder, monkeypatch, *lines):
     """A Kaggle client in `folder` that does what `lines` of Python say with `out`, the folder it is given."""
     folder.mkdir()
-    script = [f"#!{sys.executable}", "import shutil, sys", "out = sys.argv[sys.argv.index('-p') + 1]"]
     check = "assert sys.argv[1:5] == ['competitions', 'download', '-c', 'rsna-pneumonia-detection-challenge']"
-    (folder / "kaggle").write_text("\n".join([*script, check, *lines]))
+    start = ["import shutil, sys", "out = sys.argv[sys.argv.index('-p') + 1]", check]
+    (folder / "kaggle.py").write_text("\n".join([*start, *lines]))
+    # not as the script's own first line: the path of this Python may hold a space
+    (folder / "kaggle").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder / "kaggle.py"}" "$@"\n')
     (folder / "kaggle").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 

@@ -354,7 +354,7 @@ def test_a_killed_process_leaves_a_part_to_go_on_from(get, server, signal):
     process = run(CALL, server.url, get.folder, MD5)
     until(lambda: (get.folder / ".data.bin.part").exists() and (get.folder / ".data.bin.part").stat().st_size >= 196_608)
     process.send_signal(getattr(signals, signal))
-    process.communicate(timeout=10)
+    process.communicate(timeout=100)
     assert left(get.folder) == PART
     server.plan = []
     get()
@@ -370,7 +370,7 @@ def test_two_processes_download_once(get, server):
     said = second.stderr.readline()
     server.go.set()
     for process in (first, second):
-        out, _ = process.communicate(timeout=10)
+        out, _ = process.communicate(timeout=100)
         assert process.returncode == 0 and out.strip() == str(get.folder / "data.bin")
     assert "waiting for another process" in said and len(server.requests) == 1
     holds_it(get, server)
@@ -379,7 +379,7 @@ def test_two_processes_download_once(get, server):
 def test_a_full_disk_while_writing(get, server):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000));"
     process = run(limit + CALL, server.url, get.folder, MD5)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=100)
     last = error.strip().splitlines()[-1]
     assert last.startswith("OSError: no room for") and "250000 more bytes needed" in last and last.endswith("By hand.")
     assert left(get.folder) == PART and len(server.requests) == 1
@@ -412,7 +412,7 @@ def test_a_folder_that_cannot_be_written_to(get, server, monkeypatch):
 
 def test_import_needs_nothing_heavy():
     code = "print([m for m in ('pooch', 'requests', 'urllib3', 'filelock') if m in sys.modules])"
-    assert run(code).communicate(timeout=10)[0].strip() == "[]"
+    assert run(code).communicate(timeout=100)[0].strip() == "[]"
 
 
 def zipped(path, *members, method=zipfile.ZIP_DEFLATED):
@@ -545,7 +545,7 @@ def test_a_disk_too_small_to_unpack(tmp_path, monkeypatch):
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000));"
         "download.unpack(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
-    _, error = run(code, archive, tmp_path / "to").communicate(timeout=10)
+    _, error = run(code, archive, tmp_path / "to").communicate(timeout=100)
     assert "no room to unpack" in error.splitlines()[-1] and "noise" in error and left(tmp_path / "to") == []
 
 
