@@ -351,7 +351,9 @@ def test_a_killed_process_leaves_a_part_to_go_on_from(get, server, signal):
     import signal as signals
 
     server.plan = [{"pause": 262_144}]
-    process = run(CALL, server.url, get.folder, MD5)
+    # a test run in the background of a shell inherits that Ctrl-C is ignored
+    heed = {"preexec_fn": lambda: signals.signal(signals.SIGINT, signals.SIG_DFL)}
+    process = run(CALL, server.url, get.folder, MD5, **heed)
     until(lambda: (get.folder / ".data.bin.part").exists() and (get.folder / ".data.bin.part").stat().st_size >= 196_608)
     process.send_signal(getattr(signals, signal))
     process.communicate(timeout=100)
