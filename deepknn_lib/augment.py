@@ -16,7 +16,10 @@ def crop_size(image_size: int) -> int:
 def normalize(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W), C = 1 or 3, to float32 (B, 3, H, W) with ImageNet's mean and standard deviation."""
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] * 255 for v in (MEAN, STD))
-    return (images.float() - mean) / std  # one grey channel broadcasts to three
+    if images.shape[1] == 1:
+        return (images.float() - mean) / std  # one grey channel broadcasts to three
+    # laid out for the convolutions while they are bytes, and then changed in place: a pass over memory is the cost here
+    return images.contiguous(memory_format=torch.channels_last).float().sub_(mean).div_(std)
 
 
 def _check_crop(images: Tensor, crop: int) -> None:
@@ -47,10 +50,25 @@ def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> T
         If the images are smaller than the crop.
     """
     _check_crop(images, crop)
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     top = torch.randint(height - crop + 1, (n, 1), generator=generator)
     left = torch.randint(width - crop + 1, (n, 1), generator=generator)
     flip = torch.rand(n, 1, generator=generator) < 0.5
+    return (_copied if images.device.type == "cpu" else _gathered)(images, crop, top, left, flip)
+
+
+def _copied(images: Tensor, crop: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Tile by tile: on a CPU several times faster than gathering pixels."""
+    out = images.new_empty(*images.shape[:2], crop, crop)
+    for image, tile, y, x, turned in zip(images, out, top.tolist(), left.tolist(), flip.tolist(), strict=True):
+        cut = image[:, y[0] : y[0] + crop, x[0] : x[0] + crop]
+        tile.copy_(cut.flip(2) if turned[0] else cut)
+    return out
+
+
+def _gathered(images: Tensor, crop: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """All pixels at once: on a GPU, where a call an image would cost more than the copying."""
+    n, channels = images.shape[:2]
     span = torch.arange(crop)
     rows = (top + span).to(images.device)
     columns = (left + torch.where(flip, crop - 1 - span, span)).to(images.device)

@@ -120,3 +120,15 @@ def test_normalize_is_torchvisions():
 def test_normalize_makes_three_channels_of_grey():
     grey = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8, generator=generator())
     assert torch.equal(normalize(grey), normalize(grey.expand(3, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_copied_tiles_are_the_gathered_pixels(channels):
+    from deepknn_lib import augment
+
+    images = torch.randint(0, 256, (12, channels, 20, 24), dtype=torch.uint8)
+    top, left = torch.randint(5, (12, 1)), torch.randint(9, (12, 1))
+    flip = torch.arange(12)[:, None] % 2 == 0
+    tiles = augment._copied(images, 16, top, left, flip)
+    assert torch.equal(tiles, augment._gathered(images, 16, top, left, flip))
+    assert torch.equal(tiles[1], images[1, :, top[1] : top[1] + 16, left[1] : left[1] + 16])
