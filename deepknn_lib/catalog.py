@@ -117,7 +117,7 @@ DATASETS = {
         page="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
         wanted=("stage_2_detailed_class_info.csv",),
         steps="join the competition on the page (free account, accept its rules), download all, and unpack it there",
-        size="3.7 GB, with your Kaggle account",
+        size="about 4 GB, with your Kaggle account",
         counts={"Normal": 8851, "No Lung Opacity / Not Normal": 11821, "Lung Opacity": 6012},
     ),
     "sd198": Entry(
@@ -152,7 +152,7 @@ DATASETS = {
         "classification, Scientific Data 10 (2023), and the paper of the images themselves (see the page)",
         page="https://medmnist.com",
         steps="get the .npz of the set and size from the page and put it there",
-        size="0.5 MB to 14 GB",
+        size="under 1 MB to over 10 GB",
         argument="<flag>@<size>",
     ),
     "stl10": Entry(

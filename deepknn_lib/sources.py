@@ -45,7 +45,8 @@ def listed(rows: list[tuple[str, str, str]], files: dict[str, Path], names: tupl
         The table, to be named in problems.
     """
     problems, kept = [], {}
-    for image, kind, group in sorted(rows):
+    rows = sorted(tuple(value or "" for value in row) for row in rows)  # a short row of a CSV has None at its end
+    for image, kind, group in rows:
         if image in kept:
             problems.append(Problem("duplicate id", image, f"is in {source} again; keep one of its rows"))
         elif kind not in names:
@@ -219,7 +220,7 @@ def _groups(path: Path, ids: np.ndarray, problems: list[Problem]) -> np.ndarray:
         raise ValueError(f"{path} needs the column file and one more, such as patient_id, and at least one row")
     group, known = {}, set(ids.tolist())
     for row in rows:
-        image = row["file"].removeprefix("images/")
+        image = (row["file"] or "").removeprefix("images/")
         if image in group:
             problems.append(Problem("duplicate id", image, f"is in {path} again; keep one of its rows"))
         elif image not in known:

@@ -147,6 +147,7 @@ TABLES = {
         lambda r, t: shutil.copy(next(r.rglob("*7.jpg")), r / "HAM10000_images_part_1" / "ISIC_9.jpg"), "image without row"),
     "an unknown class": (lambda r, t: t.write_text(t.read_text().replace(",nv,", ",naevus,", 1)), "unknown class: ISIC"),
     "a doubled id": (lambda r, t: t.write_text(t.read_text() + "\nHAM_0_0,ISIC_0000007,akiec,x,1,x,x"), "duplicate id"),
+    "a row cut short": (lambda r, t: t.write_text(t.read_text() + "\nHAM_0_0,ISIC_0000007"), "unknown class: ISIC_0000007"),
     "no lesion": (lambda r, t: t.write_text(t.read_text().replace("HAM_0_0,", ",", 1)), "no group: ISIC"),
 }  # fmt: skip
 
