@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deepknn_lib.pixels import open_image, squash
+from deepknn_lib.pixels import open_image, resize, squash
 from deepknn_lib.storage import data_dir, whole_file
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm"}
@@ -141,18 +141,6 @@ class Listing:
         return len(self.labels)
 
 
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Uint8 (N, C, H, W) to (N, C, size, size), a block at a time, so that the floats between stay few."""
-    import torch
-
-    out = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
-    for start in range(0, len(images), STEP):
-        block = torch.from_numpy(np.ascontiguousarray(images[start : start + STEP])).float()
-        resized = torch.nn.functional.interpolate(block, size=(size, size), mode="bilinear", antialias=True)
-        out[start : start + STEP] = resized.round().clamp(0, 255).byte().numpy()
-    return out
-
-
 def decode(listing: Listing, image_size: int, name: str, dataset: str = "") -> np.ndarray:
     """All images squashed to a square: decoded once, then read from a copy on disk, whose file name begins with `name`.
 
@@ -201,7 +189,7 @@ def _stamp(files: list[Path]) -> str:
 def _from_arrays(listing: Listing, size: int) -> Iterator[np.ndarray]:
     for block in listing.blocks():
         for start in range(0, len(block), STEP):
-            yield resize(block[start : start + STEP], size)
+            yield resize(np.ascontiguousarray(block[start : start + STEP]), size)
 
 
 def _from_files(listing: Listing, size: int, dataset: str) -> Iterator[np.ndarray]:

@@ -2,7 +2,7 @@
 
 Let q and x be two rows after centring and rounding to float32, and u = 2⁻²⁴. In whatever order a matrix product of D terms
 is summed, its 2q·x is off by at most γ_D (|q|² + |x|²), γ_D = D·u / (1 − D·u) (Higham, *Accuracy and Stability of Numerical
-Algorithms*, 3.1). Rounding the rows, the norms and the sums adds less than 14 u (|q|² + |x|²), and underflow less than
+Algorithms*, 3.1). Rounding the rows, the norms and the sums adds less than 15 u (|q|² + |x|²), and underflow less than
 D·2⁻¹²⁰. With `slack` a a little above the sum of both,
 
     |x|² (1 − a) − 2q·x + |q|² (1 − a) − D·2⁻¹²⁰
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SPARE = 27  # candidates above k: ranking more costs next to nothing, and only those that may be near are measured
+GALLERY = 2**22  # elements of the gallery at a time: few enough to stay in a cache, and in memory that is used again
 OVERFLOW = 1e30  # squared norms above it are left to float64
 
 
@@ -48,7 +49,7 @@ def column_means(rows: Tensor) -> Tensor:
 
 def square_norms(rows: Tensor) -> Tensor:
     """|x|² of every row, summed in float64."""
-    parts = [part.double().square().sum(1) for part in rows.split(_rows_at_a_time(rows))]
+    parts = [(part * part).sum(1, dtype=torch.float64) for part in rows.split(_rows_at_a_time(rows))]
     return torch.cat(parts) if parts else rows.new_zeros(0, dtype=torch.float64)
 
 
@@ -112,17 +113,18 @@ def _candidates(
     """
     values = torch.full((len(queries), count), torch.inf, dtype=dtype, device=gallery.device)
     indices = torch.zeros(len(queries), count, dtype=torch.int64, device=gallery.device)
-    scores, largest = torch.empty(0, dtype=dtype, device=gallery.device), 0.0
-    for start in range(0, len(gallery), 16 * chunk):
-        centered = (gallery[start : start + 16 * chunk] - center).to(dtype)
+    queries, largest = (queries - center).to(dtype), 0.0
+    wide = min(len(gallery), 16 * chunk, max(chunk, GALLERY // max(gallery.shape[1], 1)))
+    space = torch.empty(min(chunk, len(queries)) * wide, dtype=dtype, device=gallery.device)
+    for start in range(0, len(gallery), wide):
+        centered = (gallery[start : start + wide] - center).to(dtype)
         norms = square_norms(centered)
         largest = max(largest, float(norms.max()))
         norms = (norms * keep).to(dtype)
         for first in range(0, len(queries), chunk):
             part = slice(first, first + chunk)
-            block = (queries[part] - center).to(dtype)
-            if scores.shape != (len(block), len(centered)):
-                scores = scores.new_empty(len(block), len(centered))
+            block = queries[part]
+            scores = space[: len(block) * len(centered)].view(len(block), len(centered))
             torch.addmm(norms, block, centered.T, alpha=-2, out=scores)
             here = (rows[part] >= start) & (rows[part] < start + len(centered))
             scores[here.nonzero().squeeze(1), rows[part][here] - start] = torch.inf
