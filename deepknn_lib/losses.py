@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepknn_lib.neighbors import Neighbors, batch_distances, check_batch, mine, mine_batch
 
-CACHED = 2**16  # elements of differences at a time on a CPU
+CACHED = 2**17  # elements of differences at a time on a CPU
 
 
 def _check(features: Tensor, labels: Tensor, margin: float, **counts: int) -> None:
@@ -80,7 +80,7 @@ def deep_knn_terms(
     _check(features, labels, margin, k=k, m=m)
     near = mine_batch(features.detach(), labels, k, m)
     distances = distances_to(features, torch.cat([near.positive, near.negative], 1))
-    positive, negative = distances[:, :k], distances[:, k:]  # ‖f(x_i) − f(y_k)‖ and ‖f(x_i) − f(z_m)‖
+    positive, negative = distances.split([k, m], 1)  # ‖f(x_i) − f(y_k)‖ and ‖f(x_i) − f(z_m)‖
     terms = (positive[:, :, None] + margin - negative[:, None, :]).relu()  # [d]₊ = max(0, d), Eq. 2
     return terms, near.positive_valid[:, :, None] & near.negative_valid[:, None, :]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepknn_lib.search import OVERFLOW, exact_products, measure, nearest, slack, square_norms, underflow
 
-LARGE = 2**25  # B·B·D from which on a batch is mined in float32
+LARGE = 1024  # images from which on a batch is mined in float32
 
 
 class Neighbors(NamedTuple):
@@ -74,8 +74,9 @@ def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Te
         distances = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
     indices = distances.masked_fill(~allowed, torch.inf).topk(found, largest=False).indices
     valid = allowed.gather(1, indices)
-    indices = indices.masked_fill(~valid, 0)
-    padding = (0, count - found)
+    indices, padding = indices * valid, (0, count - found)
+    if found == count:
+        return indices, valid
     return torch.nn.functional.pad(indices, padding), torch.nn.functional.pad(valid, padding)
 
 
@@ -97,7 +98,7 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
     A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
     """
     size, dim = features.shape
-    if features.device.type != "cpu" or size * size * dim < LARGE or not exact_products(features.device):
+    if features.device.type != "cpu" or size < LARGE or not exact_products(features.device):
         return mine(batch_distances(features), labels, k, m)
     with torch.autocast("cpu", enabled=False):
         exact = features if features.dtype == torch.float64 else features.float()
