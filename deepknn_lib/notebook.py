@@ -43,7 +43,7 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     Parameters
     ----------
     profile : str
-        `smoke`, `demo` or `paper`; empty: `DEEPKNN_PROFILE`, else `demo`.
+        `smoke`, `demo`, `finetune` or `paper`; empty: `DEEPKNN_PROFILE`, else `demo`.
     dataset : str
         See `datasets.load_dataset`.
     seeds : str

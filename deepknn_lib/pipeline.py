@@ -37,8 +37,8 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a run on `parser`."""
     add = parser.add_argument
-    add("--profile", choices=("smoke", "demo", "paper"), default="demo",
-        help="smoke: a test; demo: two CPU cores (the default); paper: the paper's settings, GPU")
+    add("--profile", choices=("smoke", "demo", "finetune", "paper"), default="demo",
+        help="smoke: a test; demo: two CPU cores (the default); finetune: a pretrained network; paper: as published, GPU")
     add("--dataset", default="lesions", metavar="NAME",
         help="lesions (embedded, synthetic; the default), skin7, or folder:PATH to class folders")
     add("--seeds", type=_seeds, default="", metavar="0,1,2", help="default: the profile's")

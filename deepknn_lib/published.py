@@ -5,6 +5,7 @@ import pandas as pd
 
 from deepknn_lib import tables
 from deepknn_lib.models import PAPER_BACKBONES, SMALL_BACKBONES
+from deepknn_lib.runs import PROFILES
 
 # The paper's data sets and ours of the same images; what differs all the same is said in each row.
 SAME_IMAGES = {"Skin-7": "skin7", "Pneumonia": "pneumonia", "SD-198": "sd198", "STL10": "stl10"}
@@ -21,8 +22,8 @@ CAVEATS = {
 # Which of our backbones stand for which of the paper's.
 _NAMES = ("vgg19", "resnet50", "densenet121", "seresnet50")
 _RELATIVES = {
-    name: {paper, small, name, *({"resnet18"} if name == "resnet50" else ())}
-    for name, paper, small in zip(_NAMES, PAPER_BACKBONES, SMALL_BACKBONES, strict=True)
+    names[0]: set(names)
+    for names in zip(_NAMES, PAPER_BACKBONES, SMALL_BACKBONES, PROFILES["finetune"]["backbones"], strict=True)
 }
 _OURS = ("dataset", "split", "backbone", "weights", "image_size")
 _KEYS = ["table", "dataset", "method", "backbone", "k_predict", "k", "m"]

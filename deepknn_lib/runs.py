@@ -60,6 +60,15 @@ _SCRATCH = {
     "mlp-ce": _MLP | {"lr": 0.003, "warmup": 2},
     "mlp-deep-knn": _MLP | {"lr": 0.01, "margin": 0.5},
 }
+_ON_FEATURES = {method: _SCRATCH[method] for method in ("mlp-triplet", "mlp-ce", "mlp-deep-knn")}
+_FINETUNE = {
+    "triplet": {"lr": 0.02, "margin": 0.2, "warmup": 1},
+    "triplet-ft": {"lr": 0.02, "margin": 0.2, "warmup": 1},
+    "deep-knn": {"lr": 0.1, "margin": 0.5, "sampling": "balanced"},
+    "deep-knn-ft": {"lr": 0.1, "margin": 0.5, "sampling": "balanced"},
+    "deep-knn-global": {"lr": 0.1, "margin": 0.5, "sampling": "balanced"},
+    "weighted-ce": {"lr": 0.01},
+}
 _SD198 = {"batch_size": 90, "classes_per_batch": 9, "sampling": "balanced"}  # as published: 9 classes × 10 images
 PROFILES = {
     "smoke": {
@@ -78,6 +87,17 @@ PROFILES = {
     }
     | _SCRATCH
     | {method: _SCRATCH[method] | {"epochs": 6, "lr_decay_every": 2} for method in ("deep-knn-ft", "triplet-ft")},
+    # the paper's setting made small enough for two cores: pretrained, fine-tuned; the vote on its features and the softmax
+    "finetune": {
+        "all": {"image_size": 64, "epochs": 8, "lr_decay_every": 2, "backbone": "resnet18", "weights": "imagenet"},
+        "seeds": (0, 1, 2),
+        "short": {"epochs": 3, "lr_decay_every": 1},
+        "backbones": ("vgg11", "resnet18", "densenet121", "legacy_seresnet18"),
+        "sd198": _SD198,
+    }
+    | _FINETUNE
+    | _ON_FEATURES
+    | {method: _FINETUNE[method] | {"epochs": 4, "lr_decay_every": 1} for method in ("deep-knn-ft", "triplet-ft")},
     "paper": {
         "all": {"image_size": 256, "epochs": 60, "backbone": "resnet50", "weights": "imagenet"},
         "seeds": (0, 1, 2),
@@ -86,7 +106,7 @@ PROFILES = {
         "sd198": _SD198 | {"epochs": 90, "lr_decay_every": 30},
         "triplet": {"soft": True, "warmup": 2},
     }
-    | {method: _SCRATCH[method] for method in ("mlp-triplet", "mlp-ce", "mlp-deep-knn")},
+    | _ON_FEATURES,
 }
 
 

@@ -55,6 +55,18 @@ TRIALS = {
         "mlp-deep-knn": _crossed((0.01, 0.1, 0.4)),
         "mlp-ce": [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1)] + [{"lr": 0.003, "warmup": 2}],
     },
+    "finetune": {
+        "triplet": [
+            {"lr": 0.02, "margin": 0.2, "warmup": 1},
+            {"lr": 0.02, "margin": 0.5, "warmup": 1},
+            {"lr": 0.005, "margin": 0.5, "warmup": 1},
+            {"lr": 0.02} | _SOFT,
+            {"lr": 0.02, "sampling": "balanced"} | _SOFT,
+            {"lr": 0.005, "normalize": "none"} | _SOFT,
+        ],
+        "deep-knn": _crossed((0.02, 0.1, 0.3), sampling="balanced"),
+        "weighted-ce": [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1)] + [{"lr": 0.01, "warmup": 1}],
+    },
 }
 
 
