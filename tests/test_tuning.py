@@ -149,13 +149,15 @@ def test_tune_says_that_a_profile_has_no_trials(capsys, tmp_path):
     assert not (tmp_path / "rows.csv").exists()
 
 
-def test_the_demo_profile_has_the_settings_that_the_recorded_trials_chose():
+@pytest.mark.parametrize("profile", TRIALS)
+def test_a_profile_has_the_settings_that_the_recorded_trials_chose(profile):
     rows = pd.read_csv(repository() / "data" / "results" / "skin7_tuning.csv")
-    assert set(rows["method"]) == set(tuning.TRIALS["demo"]) and set(rows["evaluate_on"]) == {"validation"}
+    rows = rows[(rows["backbone"] == PROFILES["finetune"]["all"]["backbone"]) == (profile == "finetune")]
+    assert set(rows["method"]) == set(tuning.TRIALS[profile]) and set(rows["evaluate_on"]) == {"validation"}
     settings = [name for name in tables.SETTINGS if name != "seed"]
     counts = rows.drop_duplicates(["method", *settings])["method"].value_counts()
     assert set(counts) == {tuning.N_TRIALS}
     for chosen in tuning.best(rows).to_dict("records"):
-        run = make_run("lesions", chosen["method"], "demo")
+        run = make_run("lesions", chosen["method"], profile)
         for name in ("lr", "margin", "soft", "warmup", "normalize", "sampling"):
             assert pd.isna(chosen[name]) or chosen[name] == getattr(run, name), (chosen["method"], name)
