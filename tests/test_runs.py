@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deepknn_lib import cli, execution, experiments, tables
 from deepknn_lib.models import build_network
@@ -547,6 +548,20 @@ def test_the_outlook_says_what_is_left_and_how_long_it_will_take(monkeypatch, tm
     assert experiments.outlook(runs) == "4 runs: 2 done, 2 to do, about 11 minutes"
     assert experiments.outlook(runs, 2).endswith(("about 6 minutes", "about 5 minutes"))
     assert experiments.outlook(runs[:2]) == "2 runs: 2 done, 0 to do"
+    starred = make_run("lesions", "deep-knn-ft", "smoke", split="grouped")
+    assert experiments.outlook([starred]).startswith("2 runs: 0 done, 2 to do")  # it starts from cross-entropy
+
+
+def test_a_backbone_is_compiled_on_request_and_its_weights_keep_their_names(monkeypatch, tmp_path):
+    compiled, run = [], make_run("digits", "knn", "smoke", split="grouped")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module)))
+    kept = []
+    for name, wanted in (("plain", ""), ("compiled", "1")):
+        monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / name))
+        monkeypatch.setenv("DEEPKNN_COMPILE", wanted)
+        experiments.execute(run, "cpu")
+        kept.append(load_file(experiments.folder_of(run) / "model.safetensors"))
+    assert len(compiled) == 1 and list(kept[0]) == list(kept[1])
 
 
 def test_a_deterministic_run_is_one(monkeypatch, tmp_path):
