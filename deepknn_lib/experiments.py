@@ -168,7 +168,7 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
 
 
 def outlook(runs: Iterable[Run], workers: int = 1) -> str:
-    """What is left of `runs` and their bases, and how long it will take by what the same kind of run took before, in a sentence."""
+    """What is left of `runs` and their bases, and how long it will take by what their kind took before, in a sentence."""
     runs = {one.key: one for run in runs for one in (run.base, run) if one}.values()
     left = [run for run in runs if not is_done(run)]
     kind = ("dataset", "backbone", "image_size", "epochs")

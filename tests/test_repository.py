@@ -271,11 +271,12 @@ def readme_rows(names, columns, scores):
     table = tables.over_seeds(pd.concat([pd.read_csv(ROOT / "data" / "results" / f"{name}_runs.csv") for name in names]))
     table = table[table["k_predict"].isin([0, 5])]  # the README shows the vote of five
     cells = [" / ".join(values) for values in zip(*(tables.with_sd(table, score) for score in scores), strict=True)]
-    found = dict(zip(table[["dataset", "split", "method", "k_predict"]].itertuples(index=False, name=None), cells, strict=True))
+    keys = table[["dataset", "split", "method", "k_predict"]].itertuples(index=False, name=None)
+    found = dict(zip(keys, cells, strict=True))
     assert len(found) == len(table)  # no two settings of one method
     voted = [(method, k) for method in METHODS for k in (0, 5) if (*columns[0], method, k) in found]
     assert len(found) == len(voted) * len(columns)
-    return [[tables.method_title(*vote), *(found[*column, *vote] for column in columns)] for vote in voted]
+    return [[tables.method_title(*vote), *(found[(*column, *vote)] for column in columns)] for vote in voted]
 
 
 SKIN7 = [("skin7", "paper"), ("skin7", "grouped")]
