@@ -134,8 +134,8 @@ def convergence(panels: Iterable[tuple[str, pd.DataFrame, str]], columns: int = 
         axis.set_title(label)
         axis.grid(axis="y", color="0.9")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(handles), 3))
+    shown = {name: line for axis in axes.flat for line, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown, loc="outside lower center", ncols=2 if len(shown) == 4 else min(len(shown), 3))
     return figure
 
 
