@@ -167,8 +167,8 @@ def nearest_neighbors(
     k : int
         Neighbours a query; 1 <= k <= G (G − 1 with `exclude_self`).
     chunk : int
-        Queries at a time, and 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory. No
-        copy of the queries or of the gallery is made.
+        Queries at a time, and at most 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory,
+        beside a copy of 16 · chunk queries and of those gallery rows.
     exclude_self : bool
         For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
 
