@@ -168,7 +168,8 @@ def nearest_neighbors(
         Neighbours a query; 1 <= k <= G (G − 1 with `exclude_self`).
     chunk : int
         Queries at a time, and at most 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory,
-        beside a copy of 16 · chunk queries and of those gallery rows.
+        beside a copy of 16 · chunk queries and of those gallery rows. FAISS, which finds the candidates of a large search
+        where it is installed, takes 64 MB of the gallery at a time instead.
     exclude_self : bool
         For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
 

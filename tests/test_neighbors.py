@@ -1,6 +1,9 @@
 """Mining, search and vote against scikit-learn and loops; ties, duplicates, precision, memory, errors."""
 
+import importlib
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -175,6 +178,7 @@ def matters(name):
         "tiny": 1e-22 * base,
         "one outlier": torch.cat([1e-3 * base, torch.full((1, 16), 1e3).double()]),
         "half": base.half(),
+        "tight": torch.tensor([1.0, -1.0]).repeat(150)[:, None] + 1e-3 * base,
         "float32 queries": base,
     }
     gallery = galleries[name]
@@ -183,7 +187,7 @@ def matters(name):
 
 
 MATTERS = ["near-duplicates", "offset", "huge", "huge with tiny differences", "tiny", "one outlier", "half"]
-MATTERS += ["float32 queries"]
+MATTERS += ["tight", "float32 queries"]
 
 
 @pytest.mark.parametrize("name", MATTERS)
@@ -240,12 +244,12 @@ def test_what_float32_proves_is_not_searched_again_and_what_it_cannot_prove_is(m
 def test_the_bound_is_below_every_true_squared_distance_and_not_far(spread):
     queries, gallery = points(50, 64).float(), (1 + spread * points(400, 64, seed=1)).float()
     center, keep = gallery.mean(0), 1 - search.slack(64)
-    values, index, fits = search._candidates(
+    values, index, largest = search._candidates(
         queries, gallery, center, keep, torch.full((50,), -1), 400, 1024, torch.float32
     )
     low = values.double() + (search.square_norms(queries - center) * keep - search.underflow(64))[:, None]
     true = (queries.double()[:, None] - gallery.double()).square().sum(2).gather(1, index)
-    assert fits and (low < true).all() and (true - low < 1e-4 * true).all()
+    assert largest < search.OVERFLOW and (low < true).all() and (true - low < 1e-4 * true).all()
 
 
 def test_products_in_lower_precision_are_noticed(monkeypatch):
@@ -258,6 +262,71 @@ def test_products_in_lower_precision_are_noticed(monkeypatch):
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a.bfloat16(), b.bfloat16()).float())
     assert not search.exact_products(torch.device("cpu"))
+
+
+def rounded_knn(queries, gallery, k):
+    """What FAISS may return at worst: squared distances off by all that their rounding allows, and the nearest of those."""
+    queries, gallery = queries.astype(np.float64), gallery.astype(np.float64)
+    norms = (queries**2).sum(1)[:, None] + (gallery**2).sum(1)
+    sign = np.random.default_rng(0).choice([-1, 1], norms.shape)
+    found = np.maximum(norms - 2 * queries @ gallery.T + sign * 1.99 * search.slack(queries.shape[1]) * norms, 0)
+    order = found.argsort(1)[:, :k]
+    return np.take_along_axis(found, order, 1).clip(max=3e38).astype(np.float32), order
+
+
+def use_faiss(monkeypatch, knn=None):
+    """FAISS for searches of every size from now on, or `knn` in its place; the sizes of what it is asked."""
+    asked = []
+    if knn is None:
+        knn = pytest.importorskip("faiss").knn
+    else:
+        module = types.ModuleType("faiss")
+        module.__spec__ = importlib.machinery.ModuleSpec("faiss", None)
+        module.omp_get_max_threads, module.omp_set_num_threads = lambda: 1, lambda threads: None
+        monkeypatch.setitem(sys.modules, "faiss", module)
+
+    def watched(queries, gallery, k):
+        asked.append((len(queries), len(gallery), k))
+        return knn(queries, gallery, k)
+
+    monkeypatch.setattr(sys.modules["faiss"], "knn", watched, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(search, "FAISS_FROM", 0)
+    return asked
+
+
+@pytest.mark.parametrize("itself", [False, True])
+@pytest.mark.parametrize("elements", [2**24, 37 * 16])
+@pytest.mark.parametrize("knn", [None, rounded_knn])
+@pytest.mark.parametrize("name", [*MATTERS, "ordinary"])
+def test_search_with_faiss_is_exact_however_it_rounds(name, knn, elements, itself, monkeypatch):
+    queries, gallery = (points(40, 16), points(300, 16, seed=1)) if name == "ordinary" else matters(name)
+    queries = gallery if itself else queries
+    monkeypatch.setattr(search, "FAISS_FROM", math.inf)
+    expected = nearest_neighbors(queries, gallery, 6, exclude_self=itself)
+    asked, calls = use_faiss(monkeypatch, knn), products(monkeypatch)
+    monkeypatch.setattr(search, "FAISS_GALLERY", elements)
+    found = nearest_neighbors(queries, gallery, 6, exclude_self=itself)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [rows for _, rows, _ in asked] == ([len(gallery)] if elements == 2**24 else [37] * 8 + [len(gallery) - 37 * 8])
+    assert name != "ordinary" or len(calls) == 1  # proven, not searched again
+
+
+def test_faiss_is_left_alone_where_it_is_not_or_would_not_pay(monkeypatch):
+    gallery = points(300, 16, dtype=torch.float32)
+    asked = use_faiss(monkeypatch, rounded_knn)
+    for change in (
+        (sys, "platform", "darwin"),
+        (search, "FAISS_FROM", 300 * 300 * 16 + 1),
+        (search, "exact_products", lambda _: False),
+        (importlib.util, "find_spec", lambda name: None),
+    ):
+        with monkeypatch.context() as here:
+            here.setattr(*change)
+            nearest_neighbors(gallery, gallery, 3)
+    assert not asked
+    nearest_neighbors(gallery, gallery, 3)
+    assert asked == [(300, 300, 31)]
 
 
 @pytest.mark.parametrize("name", [*MATTERS, "ordinary", "too few", "duplicates"])
