@@ -11,9 +11,9 @@ is therefore never above the true squared distance. Rows are ranked by it. When 
 the least bound of those left out, the answer is certain; where it is not (near-duplicates, ties), it is searched again in
 float64.
 
-FAISS, where it is installed, ranks a large search's candidates faster on a CPU. It rounds |q|² + |x|² − 2q·x, or sums squared
-differences: each is off by less than 2 a (|q|² + |x|²), so that its values less 2 a (|q|² + max |x|²) are bounds as well. They
-are weaker; what they leave open goes on to torch's float32.
+FAISS, where it is installed, ranks a large search's candidates faster on a CPU. It rounds |q|² + |x|² − 2q·x, or sums
+squared differences: either is off by less than 2 a (|q|² + |x|²), so that its values less 2 a (|q|² + max |x|²) are bounds
+as well. They are weaker; what they leave open goes on to torch's float32.
 """
 
 import importlib.util
@@ -115,12 +115,13 @@ def exact_products(device: torch.device) -> bool:
 
 def _faiss_pays(queries: Tensor, gallery: Tensor) -> bool:
     """Whether FAISS is there and faster: a large search on a CPU under Linux (a Mac's own products are the faster ones)."""
-    large = len(queries) * gallery.numel() >= FAISS_FROM
-    return large and gallery.device.type == "cpu" and sys.platform == "linux" and importlib.util.find_spec("faiss") is not None
+    if len(queries) * gallery.numel() < FAISS_FROM or gallery.device.type != "cpu" or sys.platform != "linux":
+        return False
+    return importlib.util.find_spec("faiss") is not None
 
 
 def _rank_faiss(queries: Tensor, gallery: Tensor, skip: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Squared distances as FAISS rounds them, and gallery rows, of each query's nearest, one more than `count` for `skip[i]`."""
+    """Squared distances as FAISS rounds them, and gallery rows, of each query's nearest; row `skip[i]` is not for query i."""
     import faiss
 
     threads = faiss.omp_get_max_threads()
@@ -134,7 +135,7 @@ def _rank_faiss(queries: Tensor, gallery: Tensor, skip: Tensor, count: int) -> t
 
 
 def _rank(queries: Tensor, gallery: Tensor, norms: Tensor, skip: Tensor, count: int, space: Tensor) -> tuple[Tensor, Tensor]:
-    """Values `norms` − 2q·x and gallery rows of each query's `count` least; row `skip[i]`, if it is one, is not for query i."""
+    """Values `norms` − 2q·x and gallery rows of each query's `count` least; row `skip[i]` is not for query i."""
     scores = space[: len(queries) * len(gallery)].view(len(queries), len(gallery))
     torch.addmm(norms, queries, gallery.T, alpha=-2, out=scores)
     inside = (skip >= 0) & (skip < len(gallery))
@@ -147,8 +148,8 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, float]:
     """Of each query the `count` gallery rows of least |x|² · keep − 2q·x, in `dtype`: values, rows, and a bound of all |x|².
 
-    With `keep` 0 FAISS finds them; the values are its squared distances. Gallery row `rows[i]` is not for query i. The gallery
-    is centred once, block by block.
+    With `keep` 0 FAISS finds them; the values are its squared distances. Gallery row `rows[i]` is not for query i. The
+    gallery is centred once, block by block.
     """
     values = torch.full((len(queries), count), torch.inf, dtype=dtype, device=gallery.device)
     indices = torch.zeros(len(queries), count, dtype=torch.int64, device=gallery.device)
