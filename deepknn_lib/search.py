@@ -121,7 +121,7 @@ def _faiss_pays(queries: Tensor, gallery: Tensor) -> bool:
 
 
 def _rank_faiss(queries: Tensor, gallery: Tensor, skip: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Squared distances as FAISS rounds them, and gallery rows, of each query's nearest; row `skip[i]` is not for query i."""
+    """Squared distances as FAISS rounds them, and gallery rows, of a query's nearest; row `skip[i]` is not for query i."""
     import faiss
 
     threads = faiss.omp_get_max_threads()

@@ -4,6 +4,7 @@ import importlib
 import math
 import sys
 import types
+from itertools import repeat
 
 import numpy as np
 import pytest
@@ -297,8 +298,7 @@ def use_faiss(monkeypatch, knn=None):
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("elements", [2**24, 37 * 16])
-@pytest.mark.parametrize("knn", [None, rounded_knn])
-@pytest.mark.parametrize("name", [*MATTERS, "ordinary"])
+@pytest.mark.parametrize("name, knn", [*zip([*MATTERS, "ordinary"], repeat(rounded_knn)), ("tight", None), ("half", None)])
 def test_search_with_faiss_is_exact_however_it_rounds(name, knn, elements, itself, monkeypatch):
     queries, gallery = (points(40, 16), points(300, 16, seed=1)) if name == "ordinary" else matters(name)
     queries = gallery if itself else queries
