@@ -4,6 +4,7 @@ Both searches return indices and carry no gradient; the paper puts it so: "the s
 in the derivative of extractor parameters" (Section 2.2).
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from deepknn_lib.search import OVERFLOW, exact_products, measure, nearest, slack, square_norms, underflow
 
 LARGE = 1024  # images from which on a batch is mined in float32
+BLOCK = 2**20  # scores at a time on a CPU
 
 
 class Neighbors(NamedTuple):
@@ -42,11 +44,9 @@ def batch_distances(features: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.double()
-        if len(features) == 0:
-            return features.new_zeros(0, 0)
-        features = features - features.mean(0)
         if len(features) <= 25:
             return torch.cdist(features, features)  # from differences
+        features = features - features.mean(0)
         norms = features.square().sum(1)
         return torch.addmm(norms, features, features.T, alpha=-2).add_(norms[:, None]).clamp_(min=0).sqrt_()
 
@@ -67,28 +67,44 @@ def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def _nearest(distances: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Column indices of the `count` smallest allowed distances a row, padded to `count`, and which are real."""
-    found = min(count, distances.shape[1])
-    if distances.device.type != "cpu" or not distances.sum().isfinite():  # slow on a CPU; asking first stalls a GPU
-        distances = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
-    indices = distances.masked_fill(~allowed, torch.inf).topk(found, largest=False).indices
-    valid = allowed.gather(1, indices)
-    indices, padding = indices * valid, (0, count - found)
-    if found == count:
-        return indices, valid
-    return torch.nn.functional.pad(indices, padding), torch.nn.functional.pad(valid, padding)
+def _nearest(scores: Tensor, labels: Tensor, rows: Tensor, k: int, m: int) -> list[tuple[Tensor, Tensor]]:
+    """The k least scores of a row's own class, the m least of others, and their columns; infinite where there are fewer.
+
+    Row i of `scores` is that of image `rows[i]`, which is not its own positive.
+    """
+    excluded, size = labels[rows, None] == labels, len(labels)
+    negative = scores.masked_fill(excluded, torch.inf).topk(min(m, size), largest=False)
+    excluded = excluded.logical_not_()
+    excluded[torch.arange(len(rows), device=rows.device), rows] = True
+    return [scores.masked_fill(excluded, torch.inf).topk(min(k, size), largest=False), negative]
+
+
+def _ranked(features: Tensor, norms: Tensor, labels: Tensor, k: int, m: int) -> list[list[Tensor]]:
+    """`_nearest` by `norms` − 2 x_i·x_j, for as many anchors at a time as stay in a cache."""
+    blocks = []
+    for rows in torch.arange(len(labels)).split(max(1, BLOCK // max(len(labels), 1))):
+        scores = torch.addmm(norms, features[rows[0] : rows[-1] + 1], features.T, alpha=-2)
+        blocks.append(_nearest(scores, labels, rows, k, m))
+    return blocks[0] if len(blocks) == 1 else [[torch.cat(part) for part in zip(*side)] for side in zip(*blocks)]
+
+
+def _neighbors(sides: list, k: int, m: int) -> Neighbors:
+    """Of the values and columns of both sides; an infinite value is no neighbour."""
+    indices, valid = [], []
+    for (values, columns), count in zip(sides, (k, m), strict=True):
+        real, padding = values < torch.inf, (0, count - values.shape[1])
+        for part, found in ((columns * real, indices), (real, valid)):
+            found.append(torch.nn.functional.pad(part, padding) if padding[1] else part)
+    return Neighbors(*indices, *valid)
 
 
 @torch.no_grad()
 def mine(distances: Tensor, labels: Tensor, k: int, m: int, rows: Tensor | None = None) -> Neighbors:
     """Neighbours of every anchor (of the anchors `rows`) from its row of distances; see `batch_neighbors`."""
+    if distances.device.type != "cpu" or not math.isfinite(distances.sum()):  # slow on a CPU; asking first stalls a GPU
+        distances = distances.nan_to_num(torch.finfo(distances.dtype).max)  # after all numbers; the loss is NaN then too
     rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
-    same = labels[rows, None] == labels[None, :]
-    negative, negative_valid = _nearest(distances, ~same, m)
-    same[torch.arange(len(rows), device=rows.device), rows] = False
-    positive, positive_valid = _nearest(distances, same, k)
-    return Neighbors(positive, negative, positive_valid, negative_valid)
+    return _neighbors(_nearest(distances, labels, rows, k, m), k, m)
 
 
 @torch.no_grad()
@@ -97,27 +113,23 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
 
     A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
     """
-    size, dim = features.shape
-    if features.device.type != "cpu" or size < LARGE or not exact_products(features.device):
-        return mine(batch_distances(features), labels, k, m)
-    with torch.autocast("cpu", enabled=False):
-        exact = features if features.dtype == torch.float64 else features.float()
-        centered, keep = (exact - exact.mean(0)).float(), 1 - slack(dim)
+    (size, dim), exactly = features.shape, len(features) < LARGE or not exact_products(features.device)
+    with torch.autocast(features.device.type, enabled=False):
+        exact = features.to(torch.promote_types(features.dtype, torch.float64 if exactly else torch.float32))
+        centered = (exact - exact.mean(0)).to(torch.float64 if exactly else torch.float32)
         norms = square_norms(centered)
-        if not norms.max() < OVERFLOW:  # or NaN
+        if features.device.type != "cpu" or size == 0 or not norms.max() < OVERFLOW:  # or NaN
             return mine(batch_distances(features), labels, k, m)
-        scores = torch.addmm((norms * keep).float(), centered, centered.T, alpha=-2)
-        same, sides, sure = labels[:, None] == labels[None, :], [], True
-        for count, excluded in ((m, same), (k, (~same).fill_diagonal_(True))):
-            low, index = scores.masked_fill(excluded, torch.inf).topk(min(count + 3, size), largest=False)
+        if exactly:
+            return _neighbors(_ranked(centered, norms, labels, k, m), k, m)
+        keep, sure = 1 - slack(dim), True
+        sides = _ranked(centered, (norms * keep).float(), labels, k + 3, m + 3)
+        for side, count in enumerate((k, m)):
+            low, index = sides[side]
             low = low.double() + (norms * keep - underflow(dim))[:, None]
-            squares, index, proven = measure(exact, exact, low, index, min(count, size))
-            valid, sure = squares < torch.inf, proven & sure
-            padding = (0, count - index.shape[1])
-            sides.append([torch.nn.functional.pad(part, padding) for part in (index.masked_fill(~valid, 0), valid)])
-        (negative, negative_valid), (positive, positive_valid) = sides
-        near = Neighbors(positive, negative, positive_valid, negative_valid)
-        rows = (~sure).nonzero().squeeze(1)
+            *sides[side], proven = measure(exact, exact, low, index, min(count, size))
+            sure = proven & sure
+        near, rows = _neighbors(sides, k, m), (~sure).nonzero().squeeze(1)
         if len(rows):
             centered = exact.double() - exact.double().mean(0)
             for part, again in zip(near, mine(torch.cdist(centered[rows], centered), labels, k, m, rows), strict=True):

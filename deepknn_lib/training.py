@@ -18,7 +18,7 @@ from torch import Tensor
 from deepknn_lib.augment import center_crop, crop_size, normalize, random_crop_flip
 from deepknn_lib.checkpoint import restore, save
 from deepknn_lib.images import Rows
-from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, masked_mean, whole_set_terms
+from deepknn_lib.losses import batch_hard_terms, class_weights, deep_knn_terms, mean_term, whole_set_terms
 from deepknn_lib.models import Network
 from deepknn_lib.neighbors import Neighbors, batch_distances, majority_vote, nearest_neighbors, whole_set_neighbors
 from deepknn_lib.sampling import epoch_batches
@@ -248,8 +248,8 @@ def fit(
                 active = torch.tensor(math.nan)
             else:
                 terms, valid = _terms(recipe, features, labels[index], near)
-                loss = masked_mean(terms, valid)
-                active = masked_mean((terms > (math.log(2) if recipe.soft else 0)).double(), valid)
+                loss = mean_term(terms, valid)
+                active = mean_term((terms > (math.log(2) if recipe.soft else 0)).double(), valid)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

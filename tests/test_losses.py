@@ -9,13 +9,13 @@ from reference import random_batch
 
 from deepknn_lib import losses, neighbors
 from deepknn_lib.losses import (
+    _distances,
     batch_hard_terms,
     batch_hard_triplet_loss,
     class_weights,
     deep_knn_loss,
     deep_knn_terms,
-    distances_to,
-    masked_mean,
+    mean_term,
     whole_set_terms,
 )
 from deepknn_lib.neighbors import Neighbors, whole_set_neighbors
@@ -202,7 +202,7 @@ def test_searched_in_the_whole_set_is_searched_in_the_batch_when_the_batch_is_th
 
     def searched(features):
         near = whole_set_neighbors(features.detach(), labels, k, m)
-        return masked_mean(*whole_set_terms(whole_batch(features, near), near, 0.7))
+        return mean_term(*whole_set_terms(whole_batch(features, near), near, 0.7))
 
     terms, valid = deep_knn_terms(features, labels, k, m, 0.7)
     near = whole_set_neighbors(features, labels, k, m)
@@ -222,7 +222,7 @@ def test_a_few_anchors_with_neighbours_from_the_whole_set_by_hand():
     # of 3: 3 + 4 - 2 and 3 + 4 - 3; of 0: 1 + 4 - 3 and [1 + 4 - 6]; 20 is alone; no class has a second positive
     assert valid.tolist() == [[[True, True], [False, False]], [[True, True], [False, False]], [[False] * 2] * 2]
     assert terms[valid].tolist() == [5, 4, 2, 0]
-    assert masked_mean(terms, valid).item() == (5 + 4 + 2) / 4
+    assert mean_term(terms, valid).item() == (5 + 4 + 2) / 4
 
 
 # Edges
@@ -249,7 +249,7 @@ def test_near_duplicates_far_from_the_origin_keep_their_distances_in_float32(apa
     side = torch.where(torch.arange(60) % 2 == 0, apart, -apart)[:, None]
     features = (1000 + side + 1e-3 * noise).float()  # float32 tells 6e-5 apart there
     exact = features.double()
-    found = distances_to(features, torch.arange(60).roll(2)[:, None])[:, 0]
+    found = _distances(features, torch.arange(60).roll(2)[:, None])[:, 0]
     truth = torch.stack([reference.distance(a, b) for a, b in zip(exact, exact.roll(2, 0), strict=True)])
     torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=0)
     triplets = reference.deep_knn_triplets(exact, labels, 3, 3)
@@ -258,6 +258,16 @@ def test_near_duplicates_far_from_the_origin_keep_their_distances_in_float32(apa
     triplets = reference.batch_hard_triplets(exact, labels)
     expected = value_and_gradient(reference.mean_hinge, exact, triplets, 1e-3)[0]
     assert_same([batch_hard_triplet_loss(features, labels, 1e-3)], [expected], 1e-3)
+
+
+@both_losses
+def test_near_duplicates_keep_their_gradient_in_float32(loss):
+    """Each image has a twin so near that (Σ w) x_i − Σ w x_j would cancel; of the other class, so that it pulls alone."""
+    features, labels = random_batch(2, size=60, classes=3)
+    features[1::2] = features[::2] + 1e-5 * features[1::2]
+    labels[1::2] = (labels[::2] + 1) % 3
+    expected = value_and_gradient(loss, features.float().double(), labels, margin=0.7)
+    assert_same(value_and_gradient(loss, features.float(), labels, margin=0.7), expected, 1e-5)
 
 
 @pytest.mark.parametrize("per_class", [2, 3, 6])

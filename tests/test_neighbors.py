@@ -48,6 +48,16 @@ def test_mined_neighbours_are_those_of_the_loops_nearest_first(seed, k, m):
         assert near.negative_valid[i, : len(negatives)].all()
 
 
+@pytest.mark.parametrize("large", [0, 1000])
+def test_a_batch_mined_some_anchors_at_a_time_is_the_batch_mined_at_once(large, monkeypatch):
+    features, labels = random_batch(3, size=100, classes=30)
+    expected = batch_neighbors(features, labels, 4, 5)
+    monkeypatch.setattr(neighbors, "LARGE", large)
+    monkeypatch.setattr(neighbors, "BLOCK", 700)  # seven anchors, two at the end
+    found = batch_neighbors(features, labels, 4, 5)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and not found.positive_valid.all()
+
+
 def test_where_there_are_too_few_the_index_is_0_and_not_valid():
     near = batch_neighbors(torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 1]), 2, 3)
     assert near.positive.tolist() == [[1, 0], [0, 0], [0, 0]]
