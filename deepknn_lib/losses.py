@@ -50,8 +50,8 @@ class _Terms(torch.autograd.Function):
     """Eq. 2 of all anchors, positives and negatives, and its gradient by hand: one node, where autograd would take fifteen.
 
     With g = dL/d|x_i − x_j| the pair pulls at x_i with w (x_i − x_j), w = g / |x_i − x_j|, and at x_j with its opposite; at
-    distance 0 it does not. On a CPU the pulls at an image are summed as (Σ w) x_i − Σ w x_j, which copies no x. Centred, and in
-    float32, that is right to 1e-5 of each pull but for near-duplicates, whose pulls come from differences.
+    distance 0 it does not. On a CPU the pulls at an image are summed as (Σ w) x_i − Σ w x_j, which needs no copy of x for
+    every pair. Of centred float32 that is right to 1e-5 of each pull but for near-duplicates; theirs come from differences.
     """
 
     @staticmethod
@@ -91,7 +91,8 @@ def _sum_pulls(features: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
     flat = weight.flatten()
     result = features.new_zeros(len(features)).index_add_(0, indices.flatten(), flat)[:, None] * features
     result -= sums(order // indices.shape[1], offsets=starts, per_sample_weights=flat[order])
-    result[: len(indices)] += weight.sum(1, keepdim=True) * features[: len(indices)] - sums(indices, per_sample_weights=weight)
+    anchors = features[: len(indices)]
+    result[: len(indices)] += weight.sum(1, keepdim=True) * anchors - sums(indices, per_sample_weights=weight)
     return result
 
 

@@ -81,11 +81,13 @@ def _nearest(scores: Tensor, labels: Tensor, rows: Tensor, k: int, m: int) -> li
 
 def _ranked(features: Tensor, norms: Tensor, labels: Tensor, k: int, m: int) -> list[list[Tensor]]:
     """`_nearest` by `norms` − 2 x_i·x_j, for as many anchors at a time as stay in a cache."""
-    blocks = []
-    for rows in torch.arange(len(labels)).split(max(1, BLOCK // max(len(labels), 1))):
+    size, blocks = max(1, BLOCK // max(len(labels), 1)), []
+    for rows in torch.arange(len(labels)).split(size):
         scores = torch.addmm(norms, features[rows[0] : rows[-1] + 1], features.T, alpha=-2)
         blocks.append(_nearest(scores, labels, rows, k, m))
-    return blocks[0] if len(blocks) == 1 else [[torch.cat(part) for part in zip(*side)] for side in zip(*blocks)]
+    if len(blocks) == 1:
+        return blocks[0]
+    return [[torch.cat(parts) for parts in zip(*side, strict=True)] for side in zip(*blocks, strict=True)]
 
 
 def _neighbors(sides: list, k: int, m: int) -> Neighbors:

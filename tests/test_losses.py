@@ -8,8 +8,8 @@ import torch
 from reference import random_batch
 
 from deepknn_lib import losses, neighbors
+from deepknn_lib import losses
 from deepknn_lib.losses import (
-    _distances,
     batch_hard_terms,
     batch_hard_triplet_loss,
     class_weights,
@@ -249,7 +249,7 @@ def test_near_duplicates_far_from_the_origin_keep_their_distances_in_float32(apa
     side = torch.where(torch.arange(60) % 2 == 0, apart, -apart)[:, None]
     features = (1000 + side + 1e-3 * noise).float()  # float32 tells 6e-5 apart there
     exact = features.double()
-    found = _distances(features, torch.arange(60).roll(2)[:, None])[:, 0]
+    found = losses._distances(features, torch.arange(60).roll(2)[:, None])[:, 0]
     truth = torch.stack([reference.distance(a, b) for a, b in zip(exact, exact.roll(2, 0), strict=True)])
     torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=0)
     triplets = reference.deep_knn_triplets(exact, labels, 3, 3)
@@ -258,6 +258,21 @@ def test_near_duplicates_far_from_the_origin_keep_their_distances_in_float32(apa
     triplets = reference.batch_hard_triplets(exact, labels)
     expected = value_and_gradient(reference.mean_hinge, exact, triplets, 1e-3)[0]
     assert_same([batch_hard_triplet_loss(features, labels, 1e-3)], [expected], 1e-3)
+
+
+def test_pulls_by_image_are_those_of_the_pairs_one_by_one():
+    """The first is what a CPU does, the second what a GPU does."""
+    features, generator = random_batch(0)[0], torch.Generator().manual_seed(0)
+    indices = torch.randint(24, (10, 7), generator=generator)
+    weight = torch.randn(10, 7, dtype=torch.float64, generator=generator)
+    pairs = torch.arange(10).repeat_interleave(7), indices.flatten(), weight.flatten()
+    found = losses._pull(features, *pairs, torch.zeros_like(features))
+    torch.testing.assert_close(losses._sum_pulls(features, indices, weight), found, rtol=1e-9, atol=1e-12)
+    expected = torch.zeros_like(features)
+    for i, j, w in zip(*(part.tolist() for part in pairs), strict=True):
+        expected[i] += w * (features[i] - features[j])
+        expected[j] -= w * (features[i] - features[j])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @both_losses
