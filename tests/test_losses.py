@@ -8,7 +8,6 @@ import torch
 from reference import random_batch
 
 from deepknn_lib import losses, neighbors
-from deepknn_lib import losses
 from deepknn_lib.losses import (
     batch_hard_terms,
     batch_hard_triplet_loss,
