@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib.util
 import re
 import shlex
 import shutil
@@ -331,6 +332,81 @@ def test_votes_on_frozen_features_in_the_readme_are_those_of_the_committed_rows(
         split = {"paper": "by image", "grouped": f"by {of_group}"}[row.split]
         cells = f"| {row.dataset} | {row.k_predict} | {split} | {row.acc:.1f} | {row.mcr:.1f} |"
         assert cells in text, cells
+
+
+def test_intervals_in_the_readme_are_those_of_the_committed_differences():
+    import pandas as pd
+
+    def rounded(*values):
+        return tuple(f"{value + 0:.1f}".replace("-", "−") for value in values)
+
+    results, known = ROOT / "data" / "results", set()
+    for path in (*results.glob("*_differences.csv"), results / "skin7_leak.csv"):
+        for row in pd.read_csv(path).itertuples():
+            known |= {rounded(row.difference, row.low, row.high), rounded(-row.difference, -row.high, -row.low)}
+    number = r"([−+]?\d+(?:\.\d+)?)"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.findall(rf"{number}[^\[\d]{{0,40}}\s\[{number}, {number}\]", text)
+    assert len(said) == text.count("[−") + len(re.findall(r"\[\+?\d+\.\d", text)) >= 15
+    for triple in said:
+        assert tuple(value.replace("+", "") for value in triple) in known, triple
+
+
+def maker():
+    """`data/results/make.py`, which makes the committed rows."""
+    spec = importlib.util.spec_from_file_location("make", ROOT / "data" / "results" / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_committed_rows_are_those_of_the_runs_that_the_command_names():
+    import pandas as pd
+
+    columns = ["dataset", "split", "method", "backbone", "weights", "image_size", "seed"]
+    studies = maker().studies()
+    committed = {path.stem.removesuffix("_runs") for path in (ROOT / "data" / "results").glob("*_runs.csv")}
+    assert committed == set(studies)
+    for name, runs in studies.items():
+        rows = pd.read_csv(ROOT / "data" / "results" / f"{name}_runs.csv").fillna({"weights": "none"})
+        found = set(rows[columns].itertuples(index=False, name=None))
+        assert found == {tuple(getattr(run, column) for column in columns) for run in runs}, name
+        history = ROOT / "data" / "results" / f"{name}_history.csv"
+        assert not history.is_file() or set(pd.read_csv(history)["seed"]) == {run.seed for run in runs}
+
+
+def test_the_command_leaves_what_it_cannot_make_and_names_what_it_does_not_know(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "data"))
+    made = maker()
+    monkeypatch.setattr(sys, "argv", ["make.py", "--only", "skin7_ladder,skin7_demo", "--out", str(tmp_path / "out")])
+    assert made.main() == 0 and not (tmp_path / "out").exists()
+    assert "skin7_demo: left as it is, 42 of its 42 runs are missing" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["make.py", "--only", "skin7_demos"])
+    with pytest.raises(SystemExit):
+        made.main()
+    assert "skin7_demos" in capsys.readouterr().err
+
+
+def test_the_command_makes_rows_histories_and_evidence_of_finished_runs(tmp_path, monkeypatch):
+    import pandas as pd
+
+    from deepknn_lib import experiments
+    from deepknn_lib.runs import grid
+
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "data"))
+    made, smoke = maker(), grid("lesions", "smoke", ("knn", "triplet", "deep-knn"), ("grouped",), (0, 1))
+    monkeypatch.setattr(made, "studies", lambda: {"lesions_demo": smoke, "lesions_sweeps": smoke[2::3]})
+    monkeypatch.setattr(made, "SPLITS", {"lesions": ("grouped",)})
+    monkeypatch.setattr(sys, "argv", ["make.py", "--train", "--out", str(tmp_path)])
+    assert made.main() == 0 and all(experiments.is_done(run) for run in smoke)
+    tables = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    names = {f"lesions_demo_{what}" for what in ("runs", "history", "differences")}
+    assert set(tables) == names | {"lesions_sweeps_runs", "lesions_evidence"}
+    assert sorted(tables["lesions_sweeps_runs"]["k_predict"]) == sorted([1, 3, 5, 7, 9] * 2)
+    assert set(tables["lesions_demo_history"]["method"]) == {"triplet", "deep-knn"}
+    assert {"C2", "C5"} <= set(tables["lesions_evidence"]["claim"])
+    pairs = set(tables["lesions_demo_differences"][["method", "minus"]].itertuples(index=False, name=None))
+    assert pairs == {("deep-knn", "knn"), ("deep-knn", "triplet"), ("triplet", "knn")}
 
 
 def test_verdicts_in_the_readme_are_those_of_the_committed_evidence():
