@@ -83,6 +83,7 @@ def searches(n_queries: int, n_gallery: int, width: int, device: torch.device, _
     """The rows of the five nearest, by every exact search there is."""
     from sklearn.neighbors import NearestNeighbors
 
+    from deepknn_lib import search as neighbor_search
     from deepknn_lib.neighbors import nearest_neighbors
 
     rng = np.random.default_rng(0)
@@ -102,7 +103,11 @@ def searches(n_queries: int, n_gallery: int, width: int, device: torch.device, _
     def brute(part: slice = slice(None)) -> np.ndarray:
         return NearestNeighbors(n_neighbors=5, algorithm="brute").fit(gallery).kneighbors(queries[part])[1]
 
-    return calls | {SKLEARN: brute}
+    def alone() -> torch.Tensor:
+        with mock.patch.object(neighbor_search, "FAISS_FROM", float("inf")):
+            return nearest_neighbors(*there, 5)[1]
+
+    return calls | {SKLEARN: brute} | ({f"{OURS} without FAISS": alone} if FAISS in calls and device.type == "cpu" else {})
 
 
 def _expected(search_part: Callable, n_queries: int) -> float:

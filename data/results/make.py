@@ -70,8 +70,8 @@ def differences(results: list[experiments.Result]) -> pd.DataFrame:
 
 
 def evidence(studies: dict[str, list[experiments.Result]]) -> pd.DataFrame:
-    """Every comparison that a claim needs, of a data set's studies; the ladder's single runs are no comparison."""
-    compared = [result for name, results in studies.items() if not name.endswith("_ladder") for result in results]
+    """Every comparison that a claim needs, of a data set's studies."""
+    compared = [result for results in studies.values() for result in results]
     swept = [r for name in studies if name.endswith("_sweeps") for r in studies[name] if r.run.method == "deep-knn"]
     usual = {result.run: result for result in compared if (result.run.k, result.run.m) == (5, 5)}
     return claims.evidence(usual.values(), variants=swept)
@@ -101,7 +101,7 @@ def main() -> int:
             save(tables.history_table(done[name]), arguments.out / f"{name}_history.csv")
             save(differences(done[name]), arguments.out / f"{name}_differences.csv")
     for dataset in SPLITS:
-        needed = [name for name in known if name.startswith(dataset)]
+        needed = [name for name in known if name.startswith(dataset) and not name.endswith("_ladder")]  # single runs
         if all(name in done for name in needed):
             save(evidence({name: done[name] for name in needed}), arguments.out / f"{dataset}_evidence.csv")
     return 0
