@@ -115,12 +115,15 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
 
     A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
     """
-    (size, dim), exactly = features.shape, len(features) < LARGE or not exact_products(features.device)
-    with torch.autocast(features.device.type, enabled=False):
+    size, dim = features.shape
+    if features.device.type != "cpu" or size == 0:
+        return mine(batch_distances(features), labels, k, m)
+    exactly = size < LARGE or not exact_products(features.device)
+    with torch.autocast("cpu", enabled=False):
         exact = features.to(torch.promote_types(features.dtype, torch.float64 if exactly else torch.float32))
         centered = (exact - exact.mean(0)).to(torch.float64 if exactly else torch.float32)
         norms = square_norms(centered)
-        if features.device.type != "cpu" or size == 0 or not norms.max() < OVERFLOW:  # or NaN
+        if not norms.max() < OVERFLOW:  # or NaN
             return mine(batch_distances(features), labels, k, m)
         if exactly:
             return _neighbors(_ranked(centered, norms, labels, k, m), k, m)
