@@ -251,7 +251,8 @@ def _bars(rows: "pd.DataFrame"):  # noqa: F821
     figure, axes = plt.subplots(len(panels), 1, figsize=(8.5, sum(bars) * 0.42 + len(bars) * 0.95 + 0.4), squeeze=False,
                                 height_ratios=[n + 0.6 for n in bars])  # fmt: skip
     for axis, ((setting, unit), panel) in zip(axes.flat, panels, strict=True):
-        colors = [COLORS["deep-knn"]] + [COLORS["triplet"]] * (len(panel) - 1)
+        ours = [not number or what.startswith(OURS) for number, what in enumerate(panel["what"])]
+        colors = [COLORS["deep-knn" if own else "triplet"] for own in ours]
         spread = (panel["median"] - panel["low"]).to_numpy(), (panel["high"] - panel["median"]).to_numpy()
         axis.barh(range(len(panel)), panel["median"], color=colors, xerr=spread, height=0.7, ecolor="0.25", capsize=3)
         for y, row in enumerate(panel.itertuples()):

@@ -305,14 +305,15 @@ def test_one_thing_changed_at_a_time_in_the_readme_is_that_of_the_committed_rows
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = pd.concat([pd.read_csv(ROOT / "data" / "results" / f"skin7_{n}_runs.csv") for n in ("finetune", "ladder")])
-    rows = rows.query("method == 'deep-knn' and seed == 0 and k_predict == 5").fillna({"margin": 0})
+    rows = rows.query("method == 'deep-knn' and seed == 0 and k_predict == 5").fillna({"margin": 0, "weights": "none"})
     changed = {
         "nothing: ResNet-18, 64 pixels, 8 epochs, α = 0.5, by image": {},
         "96 pixels": {"image_size": 96}, "16 epochs": {"epochs": 16}, "α = 0.2": {"margin": 0.2},
-        "ResNet-50": {"backbone": "resnet50"}, "split by lesion": {"split": "grouped"},
+        "α = 1": {"margin": 1.0}, "ResNet-50": {"backbone": "resnet50"}, "no pretrained weights": {"weights": "none"},
+        "split by lesion": {"split": "grouped"},
     }  # fmt: skip
     assert len(rows) == len(changed)
-    start = {"backbone": "resnet18", "image_size": 64, "epochs": 8, "margin": 0.5, "split": "paper"}
+    start = {"backbone": "resnet18", "weights": "pqf", "image_size": 64, "epochs": 8, "margin": 0.5, "split": "paper"}
     for words, change in changed.items():
         wanted = start | change
         (row,) = rows[(rows[list(wanted)] == list(wanted.values())).all(axis=1)].itertuples()
