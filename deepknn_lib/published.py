@@ -25,7 +25,7 @@ _RELATIVES = {
     names[0]: set(names)
     for names in zip(_NAMES, PAPER_BACKBONES, SMALL_BACKBONES, PROFILES["finetune"]["backbones"], strict=True)
 }
-_OURS = ("dataset", "split", "backbone", "weights", "image_size")
+_OURS = ("dataset", "split", "backbone", "weights", "image_size", "epochs", "margin")
 _KEYS = ["table", "dataset", "method", "backbone", "k_predict", "k", "m"]
 
 
@@ -67,8 +67,8 @@ def beside(ours: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         The columns of `cells`; `our_row` (in `ours`), `our_dataset`, `our_split`, `our_backbone`, `our_weights`,
-        `our_image_size`, `ours`, `sd`, `seeds`, `collapsed` (runs); `difference` (ours − published, only on the paper's own
-        images); `remark`: what differs, or why there is nothing.
+        `our_image_size`, `our_epochs`, `our_margin`, `ours`, `sd`, `seeds`, `collapsed` (runs); `difference` (ours − published,
+        only on the paper's own images); `remark`: what differs, or why there is nothing.
     """
     out, ours = [], ours[ours["evaluate_on"] != "validation"]
     for cell in cells().to_dict("records"):
@@ -126,14 +126,16 @@ def readable(side: pd.DataFrame, table: str) -> pd.DataFrame:
         for _, ours in had.groupby("our_row", sort=False):  # runs of other settings or another fold stay apart
             names = ours[[f"our_{name}" for name in _OURS]].iloc[0]
             text = tables.with_sd(ours.rename(columns={"sd": "ours_sd"}), "ours")
-            dataset, split, backbone, weights, size = names
+            dataset, split, backbone, weights, size, epochs, margin = names
+            setting = f"{backbone}, {weights}, {size:.0f} px"
+            setting += f", {epochs:.0f} epochs" * pd.notna(epochs) + f", α = {margin:g}" * pd.notna(margin)
             gap = [] if ours["difference"].isna().any() else [f"{v:+.1f}" for v in ours["difference"]]
             rows.append(row | {
                 "ours": " / ".join(text), "ours − paper": " / ".join(gap) or "–", "seeds": str(int(ours["seeds"].max())),
-                "our data": f"{dataset}, {split} split", "our backbone": f"{backbone}, {weights}, {size:.0f} px",
+                "our data": f"{dataset}, {split} split", "our setting": setting,
                 "remark": ours["remark"].iloc[0],
             })  # fmt: skip
         if not len(had):
-            none = {name: "–" for name in ("ours", "ours − paper", "seeds", "our data", "our backbone")}
+            none = {name: "–" for name in ("ours", "ours − paper", "seeds", "our data", "our setting")}
             rows.append(row | none | {"remark": of_row["remark"].iloc[0]})
     return pd.DataFrame(rows)

@@ -258,8 +258,23 @@ def test_epochs_by_hand():
     logs = np.log([2 / 8, 4 / 17])  # the second never arrives in 16 epochs
     assert row["value"] == pytest.approx(np.exp(logs.mean()))
     half = 127.321 * logs.std(ddof=1) / np.sqrt(2)  # Student's t with one degree of freedom
-    assert (row["low"], row["high"]) == pytest.approx(tuple(np.exp(logs.mean() + np.array([-half, half]))), rel=1e-4)
+    assert row["low"] == 0 and row["high"] == pytest.approx(np.exp(logs.mean() + half), rel=1e-4)
     assert "to 90 %, never by 1 of 2 triplet runs: last epoch + 1" in row["setting"]
+
+
+def test_epochs_of_rivals_that_all_arrive_by_hand():
+    deep = [made("deep-knn", seed, arrives=epochs) for seed, epochs in enumerate((2, 4))]
+    rival = [made("triplet", seed, arrives=epochs) for seed, epochs in enumerate((8, 12))]
+    row = evidence(deep + rival, packed=packing()).query("claim == 'C5'").iloc[0]
+    logs = np.log([2 / 8, 4 / 12])
+    half = 127.321 * logs.std(ddof=1) / np.sqrt(2)
+    assert (row["low"], row["high"]) == pytest.approx(tuple(np.exp(logs.mean() + np.array([-half, half]))), rel=1e-4)
+
+
+def test_a_triplet_that_never_arrives_leaves_its_claim_undecided():
+    results = world(**{"deep-knn": {"arrives": 15}, "triplet": {"arrives": 17}})  # of 16 epochs
+    found = verdicts(evidence(results, packed=packing())).query("claim == 'C5'").iloc[0]
+    assert found["verdict"] == "not replicated" and "undecided: deep kNN / triplet" in found["why"]
 
 
 def test_packing_is_measured_where_no_rows_are_given():

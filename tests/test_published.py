@@ -187,7 +187,7 @@ def test_a_row_to_read_holds_the_papers_scores_and_ours_apart(ours):
     assert row["ours"] == "70.5 ± 0.7 / 50.2 ± 0.0 / 30.0 ± 0.0"
     assert row["ours − paper"] == "-18.6 / -28.7 / -47.3"
     assert (row["our data"], row["seeds"]) == ("skin7, paper split", "2")
-    assert row["our backbone"] == "small-resnet, none, 48 px"
+    assert row["our setting"] == "small-resnet, none, 48 px, 12 epochs, α = 0.5"
 
 
 def test_runs_of_other_settings_get_rows_of_their_own(ours):
