@@ -67,8 +67,8 @@ def beside(ours: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         The columns of `cells`; `our_row` (in `ours`), `our_dataset`, `our_split`, `our_backbone`, `our_weights`,
-        `our_image_size`, `our_epochs`, `our_margin`, `ours`, `sd`, `seeds`, `collapsed` (runs); `difference` (ours − published,
-        only on the paper's own images); `remark`: what differs, or why there is nothing.
+        `our_image_size`, `our_epochs`, `our_margin`, `ours`, `sd`, `seeds`, `collapsed` (runs); `difference` (ours −
+        published, only on the paper's own images); `remark`: what differs, or why there is nothing.
     """
     out, ours = [], ours[ours["evaluate_on"] != "validation"]
     for cell in cells().to_dict("records"):
