@@ -308,7 +308,8 @@ def test_one_thing_changed_at_a_time_in_the_readme_is_that_of_the_committed_rows
     rows = rows.query("method == 'deep-knn' and seed == 0 and k_predict == 5").fillna({"margin": 0, "weights": "none"})
     changed = {
         "nothing: ResNet-18, 64 pixels, 8 epochs, α = 0.5, by image": {},
-        "96 pixels": {"image_size": 96}, "16 epochs": {"epochs": 16}, "α = 0.2": {"margin": 0.2},
+        "96 pixels": {"image_size": 96}, "128 pixels": {"image_size": 128}, "16 epochs": {"epochs": 16},
+        "96 pixels and 16 epochs": {"image_size": 96, "epochs": 16}, "α = 0.2": {"margin": 0.2},
         "α = 1": {"margin": 1.0}, "ResNet-50": {"backbone": "resnet50"}, "no pretrained weights": {"weights": "none"},
         "split by lesion": {"split": "grouped"},
     }  # fmt: skip
