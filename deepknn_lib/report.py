@@ -80,7 +80,7 @@ def stamp(notebook, parameters: dict[str, str]) -> str:
 
     root = repository()
     digest = hashlib.sha256(repr([(c.cell_type, c.source) for c in notebook.cells]).encode())
-    for path in sorted([*root.glob("deepknn_lib/*.py"), *root.glob("data/paper/*"), *root.glob("data/results/*")]):
+    for path in sorted([*root.glob("deepknn_lib/*.py"), *root.glob("data/paper/*.*"), *root.glob("data/results/*.*")]):
         digest.update(path.read_bytes())
     kind, _, folder = parameters["dataset"].partition(":")
     files = sorted(Path(folder).rglob("*")) if kind == "folder" else []

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from deepknn_lib import pipeline
+from deepknn_lib import pipeline, report
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMETERS = 'profile: str = ""  # smoke, demo or paper\ndataset = "lesions"'
@@ -250,6 +250,17 @@ def test_setup_uses_an_environment_that_has_everything(checkout, tmp_path):
     done = sh(command, tmp_path, PYTHONPATH=str(checkout))
     assert (done.returncode, done.stdout.strip()) == (0, sys.executable), done.stderr
     assert not (checkout / ".venv").exists()
+
+
+def test_a_notebook_is_marked_by_the_results_it_shows_whatever_folders_lie_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "repository", lambda: tmp_path)
+    notebook, results = new_notebook(cells=[new_code_cell("1")]), tmp_path / "data" / "results"
+    (results / "__pycache__").mkdir(parents=True)  # as an import of make.py there leaves behind
+    marks = []
+    for text in ("acc\n1\n", "acc\n1\n", "acc\n2\n"):
+        (results / "rows.csv").write_text(text)
+        marks.append(report.stamp(notebook, {"dataset": "lesions"}))
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_setup_installs_once_and_again_when_the_versions_change(checkout):

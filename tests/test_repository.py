@@ -358,7 +358,9 @@ def maker():
     """`data/results/make.py`, which makes the committed rows."""
     spec = importlib.util.spec_from_file_location("make", ROOT / "data" / "results" / "make.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)  # the folder is for results
+        spec.loader.exec_module(module)
     return module
 
 
