@@ -68,7 +68,7 @@ class _Terms(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         features, indices, found, terms = ctx.saved_tensors
-        share = gradient * (1 - (-terms).exp() if ctx.soft else terms > 0)  # softplus' = sigmoid = 1 − exp(−softplus)
+        share = gradient * (-torch.expm1(-terms) if ctx.soft else terms > 0)  # softplus' = sigmoid = 1 − exp(−softplus)
         weight = torch.cat([share.sum(2), -share.sum(1)], 1)
         weight = torch.where(found == 0, 0, weight / found)
         if features.device.type != "cpu":  # asking for near-duplicates would stall a GPU

@@ -116,7 +116,7 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
     A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
     """
     size, dim = features.shape
-    if features.device.type != "cpu" or size == 0:
+    if features.device.type != "cpu" or size <= 25:
         return mine(batch_distances(features), labels, k, m)
     exactly = size < LARGE or not exact_products(features.device)
     with torch.autocast("cpu", enabled=False):

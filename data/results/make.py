@@ -2,7 +2,8 @@
 
 `python data/results/make.py` writes those whose runs are all done, and says of the others how many runs are missing;
 with `--train` it trains what is missing first (about five hours on two cores). `--only skin7_finetune` makes some. The images and
-weights have to be there: `python -m deepknn_lib verify skin7`, and DEEPKNN_WEIGHTS with `resnet18.pqf.safetensors`.
+weights have to be there: `skin7`, `chestxray3` and `sd198` (`python -m deepknn_lib verify skin7` and so on), and
+DEEPKNN_WEIGHTS with `resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. Evidence needs all studies of a set.
 """
 
 import argparse
