@@ -190,7 +190,7 @@ def _robust(reference: Seeds, variants: list[Result]) -> list[dict]:
 
 
 def _speed(groups: dict) -> list[dict]:
-    """C5: epochs to the highest multiple of 5 % that all deep kNN runs of a setting reach; `low` 0 if triplet never does."""
+    """C5: epochs to the highest multiple of 5 % that all deep kNN runs of a setting reach; `low` 0 if a rival never does."""
     pooled = {}
     for ((dataset, split, *key), methods), (start, pair) in product(groups.items(), STARTS.items()):
         ours, rival = _matched(*map(methods.get, pair))

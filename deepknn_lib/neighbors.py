@@ -137,7 +137,8 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
         near, rows = _neighbors(sides, k, m), (~sure).nonzero().squeeze(1)
         if len(rows):
             centered = exact.double() - exact.double().mean(0)
-            for part, again in zip(near, mine(torch.cdist(centered[rows], centered), labels, k, m, rows), strict=True):
+            distances = torch.cdist(centered[rows], centered, compute_mode="donot_use_mm_for_euclid_dist")
+            for part, again in zip(near, mine(distances, labels, k, m, rows), strict=True):
                 part[rows] = again
     return near
 
@@ -186,7 +187,7 @@ def nearest_neighbors(
     chunk : int
         Queries at a time, and at most 16 times as many gallery rows: at most chunk · 16 · chunk distances are in memory,
         beside a copy of 16 · chunk queries and of those gallery rows. FAISS, which finds the candidates of a large search
-        where it is installed, takes 64 MB of the gallery at a time instead.
+        where it is installed, takes 2²⁴ numbers of the gallery at a time instead.
     exclude_self : bool
         For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
 

@@ -16,7 +16,6 @@ squared differences: either is off by less than 2 a (|q|² + |x|²), so that its
 as well. They are weaker; what they leave open goes on to torch's float32.
 """
 
-import importlib.util
 import sys
 
 import torch
@@ -117,7 +116,11 @@ def _faiss_pays(queries: Tensor, gallery: Tensor) -> bool:
     """Whether FAISS is there and faster: a large search on a CPU under Linux (a Mac's own products are the faster ones)."""
     if len(queries) * gallery.numel() < FAISS_FROM or gallery.device.type != "cpu" or sys.platform != "linux":
         return False
-    return importlib.util.find_spec("faiss") is not None
+    try:
+        import faiss  # noqa: F401
+    except ImportError:  # not installed, or built for another numpy
+        return False
+    return True
 
 
 def _rank_faiss(queries: Tensor, gallery: Tensor, skip: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -322,6 +322,28 @@ def test_search_with_faiss_is_exact_however_it_rounds(name, knn, elements, itsel
     assert name != "ordinary" or len(calls) == 1  # proven, not searched again
 
 
+def test_a_neighbour_that_faiss_may_have_lost_is_found_again(monkeypatch):
+    """The two nearest are as far off upwards as rounding allows, the others downwards; only the whole bound covers it."""
+    unit = search.slack(16) * 32  # a (|q|² + |x|²), as q and x lie 4 from the mean
+    squares = torch.cat([torch.full((2,), 5.0), torch.linspace(5.1, 8.5, 30), torch.full((20,), 20.0)]) * unit
+    gallery = torch.ones(52, 16, dtype=torch.float64)
+    gallery[:, 1] += squares.double().sqrt()
+    gallery[1, 1], gallery[1, 2] = 1, gallery[0, 1]  # as near, in another direction
+    query, gallery = torch.ones(1, 16, dtype=torch.float64), torch.cat([gallery, -gallery])
+
+    def unlucky(queries, rows, k):
+        norms = (queries.astype(np.float64) ** 2).sum(1)[:, None] + (rows.astype(np.float64) ** 2).sum(1)
+        exact = ((queries.astype(np.float64)[:, None] - rows) ** 2).sum(2)
+        sign = np.where(np.arange(len(rows)) < 2, 1, -1)
+        found = np.maximum(exact + sign * 1.9 * search.slack(16) * norms, 0)
+        order = found.argsort(1)[:, :k]
+        assert not {0, 1} & set(order[0])
+        return np.take_along_axis(found, order, 1).astype(np.float32), order
+
+    asked = use_faiss(monkeypatch, unlucky)
+    assert set(nearest_neighbors(query, gallery, 2)[1][0].tolist()) == {0, 1} and asked
+
+
 def test_faiss_is_left_alone_where_it_is_not_or_would_not_pay(monkeypatch):
     gallery = points(300, 16, dtype=torch.float32)
     asked = use_faiss(monkeypatch, rounded_knn)
@@ -329,11 +351,13 @@ def test_faiss_is_left_alone_where_it_is_not_or_would_not_pay(monkeypatch):
         (sys, "platform", "darwin"),
         (search, "FAISS_FROM", 300 * 300 * 16 + 1),
         (search, "exact_products", lambda _: False),
-        (importlib.util, "find_spec", lambda name: None),
     ):
         with monkeypatch.context() as here:
             here.setattr(*change)
             nearest_neighbors(gallery, gallery, 3)
+    with monkeypatch.context() as here:
+        here.setitem(sys.modules, "faiss", None)  # not installed
+        nearest_neighbors(gallery, gallery, 3)
     assert not asked
     nearest_neighbors(gallery, gallery, 3)
     assert asked == [(300, 300, 31)]

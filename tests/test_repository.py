@@ -354,6 +354,32 @@ def test_intervals_in_the_readme_are_those_of_the_committed_differences():
         assert tuple(value.replace("+", "") for value in triple) in known, triple
 
 
+def test_speed_in_the_readme_is_that_of_the_committed_benchmarks():
+    import pandas as pd
+
+    def shown(*ratios, between=" and "):
+        return between.join(f"{ratio:.1f}" if ratio >= 0.995 else f"{ratio:.2f}" for ratio in ratios)
+
+    folder = ROOT / "benchmarks" / "results"
+    tables = {part: pd.read_csv(folder / f"{part}.csv") for part in ("images", "loss", "step", "search")}
+    images, step = (tables[part]["ratio"].dropna().tolist() for part in ("images", "step"))
+    loss = tables["loss"].dropna(subset="ratio").set_index("setting")["ratio"]
+    search = {what: rows.reset_index() for what, rows in tables["search"].groupby("what")}
+    alone = search["scikit-learn brute"]["median"] / search["deepknn_lib without FAISS"]["median"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for start, ratios in {
+        "| crops into a training step": shown(images[0]),
+        "| the same in the first epoch": shown(images[1]),
+        "| loss with its search": shown(*(loss[f"B={size}, D=128, K=M=5"] for size in (96, 512, 2048, 8192)), between=" / "),
+        "| the same, D = 2,048": shown(*(loss[f"B={size}, D=2048, K=M=5"] for size in (96, 512, 2048)), between=" / "),
+        "| a training step": shown(step[0]),
+        "| exact search with FAISS": shown(*search["FAISS IndexFlatL2"]["ratio"]),
+        "| exact search, torch alone": shown(*alone),
+    }.items():
+        (line,) = (line for line in text.splitlines() if line.startswith(start))
+        assert line.split("|")[2].strip() == ratios, line
+
+
 def maker():
     """`data/results/make.py`, which makes the committed rows."""
     spec = importlib.util.spec_from_file_location("make", ROOT / "data" / "results" / "make.py")
@@ -367,14 +393,18 @@ def maker():
 def test_committed_rows_are_those_of_the_runs_that_the_command_names():
     import pandas as pd
 
-    columns = ["dataset", "split", "method", "backbone", "weights", "image_size", "seed"]
+    columns = ["dataset", "split", "method", "backbone", "weights", "image_size", "seed", "epochs", "margin", "k", "m"]
     studies = maker().studies()
     committed = {path.stem.removesuffix("_runs") for path in (ROOT / "data" / "results").glob("*_runs.csv")}
     assert committed == set(studies)
     for name, runs in studies.items():
         rows = pd.read_csv(ROOT / "data" / "results" / f"{name}_runs.csv").fillna({"weights": "none"})
-        found = set(rows[columns].itertuples(index=False, name=None))
-        assert found == {tuple(getattr(run, column) for column in columns) for run in runs}, name
+        found = set(rows[columns].fillna("unused").itertuples(index=False, name=None))
+        assert len(found) == len(runs), name
+        for run in runs:  # a setting that the method does not use is empty in its row
+            wanted = [*(getattr(run, name) for name in columns[:7]), *(getattr(run.trained, name) for name in columns[7:])]
+            pairs = [list(zip(row, wanted, strict=True)) for row in found]
+            assert sum(all(value in ("unused", ours) for value, ours in pair) for pair in pairs) == 1, (name, run)
         history = ROOT / "data" / "results" / f"{name}_history.csv"
         assert not history.is_file() or set(pd.read_csv(history)["seed"]) == {run.seed for run in runs}
 

@@ -105,6 +105,8 @@ def main() -> int:
         needed = [name for name in known if name.startswith(dataset) and not name.endswith("_ladder")]  # single runs
         if all(name in done for name in needed):
             save(evidence({name: done[name] for name in needed}), arguments.out / f"{dataset}_evidence.csv")
+        elif any(name in done for name in needed):
+            print(f"{dataset}_evidence.csv: left as it is, it needs {', '.join(needed)}", file=sys.stderr)
     return 0
 
 
