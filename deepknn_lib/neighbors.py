@@ -113,7 +113,8 @@ def mine(distances: Tensor, labels: Tensor, k: int, m: int, rows: Tensor | None 
 def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
     """As `mine` with `batch_distances`; a large batch on a CPU in float32, save the anchors where that proves nothing.
 
-    A GPU would have to wait for the proof, and to a small batch float64 costs nothing.
+    A GPU would have to wait for the proof, and to a small batch float64 costs nothing. From 26 images on it tells no two
+    distances apart that are below 1e-8 of the features' spread.
     """
     size, dim = features.shape
     if features.device.type != "cpu" or size <= 25:
@@ -136,8 +137,8 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
             sure = proven & sure
         near, rows = _neighbors(sides, k, m), (~sure).nonzero().squeeze(1)
         if len(rows):
-            centered = exact.double() - exact.double().mean(0)
-            distances = torch.cdist(centered[rows], centered, compute_mode="donot_use_mm_for_euclid_dist")
+            exact = exact.double()
+            distances = torch.cdist(exact[rows], exact, compute_mode="donot_use_mm_for_euclid_dist")
             for part, again in zip(near, mine(distances, labels, k, m, rows), strict=True):
                 part[rows] = again
     return near
