@@ -113,8 +113,7 @@ def mine(distances: Tensor, labels: Tensor, k: int, m: int, rows: Tensor | None 
 def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
     """As `mine` with `batch_distances`; a large batch on a CPU in float32, save the anchors where that proves nothing.
 
-    A GPU would have to wait for the proof, and to a small batch float64 costs nothing. From 26 images on it tells no two
-    distances apart that are below 1e-8 of the features' spread.
+    A GPU would have to wait for the proof; to a small batch float64 costs nothing, and tells distances from 1e-8 |x| on.
     """
     size, dim = features.shape
     if features.device.type != "cpu" or size <= 25:
@@ -137,8 +136,7 @@ def mine_batch(features: Tensor, labels: Tensor, k: int, m: int) -> Neighbors:
             sure = proven & sure
         near, rows = _neighbors(sides, k, m), (~sure).nonzero().squeeze(1)
         if len(rows):
-            exact = exact.double()
-            distances = torch.cdist(exact[rows], exact, compute_mode="donot_use_mm_for_euclid_dist")
+            distances = torch.cdist(exact[rows].double(), exact.double(), compute_mode="donot_use_mm_for_euclid_dist")
             for part, again in zip(near, mine(distances, labels, k, m, rows), strict=True):
                 part[rows] = again
     return near
