@@ -5,7 +5,7 @@ root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 
 if [ "${1-}" = --help ] || [ "${1-}" = -h ]; then # needs no packages
     if python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-        exec python3 "$root/deepknn_lib/pipeline.py" --help
+        exec python3 "$root/deepknn_lib/study/runner.py" --help
     fi
 fi
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs all tests: lint, unit tests, and every notebook in its smoke profile under nbval.
+# Runs all tests: lint and format, unit tests, and every notebook in its smoke profile under nbval.
 set -euo pipefail
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 
@@ -7,9 +7,9 @@ if [ "${1-}" = --help ] || [ "${1-}" = -h ]; then
     cat <<'HELP'
 usage: ./run_tests.sh [pytest options]
 
-Runs ruff, then pytest over tests/ and notebooks/ (nbval, smoke profile). Takes minutes on two cores; needs no
-download and leaves data/ and figures/ as they are. Options go to pytest: -x stops at the first failure,
--k WORD selects tests, --durations=10 shows the slowest.
+Runs ruff (lint and format), then pytest over tests/ and notebooks/ (nbval, smoke profile). Takes minutes on two
+cores; needs no download and leaves data/ and figures/ as they are. Options go to pytest: -x stops at the first
+failure, -k WORD selects tests, --durations=10 shows the slowest.
 HELP
     exit
 fi
@@ -23,5 +23,6 @@ export DEEPKNN_DATA="$scratch/data" DEEPKNN_FIGURES="$scratch/figures" DEEPKNN_P
 
 status=0
 "$DEEPKNN_PYTHON" -m ruff check --quiet . || status=$?
+"$DEEPKNN_PYTHON" -m ruff format --check --quiet . || status=$?
 "$DEEPKNN_PYTHON" -m pytest tests --nbval-lax --nbval-current-env notebooks "$@" || status=$?
 exit "$status"

@@ -1,99 +1,85 @@
 """The six methods of the paper's Table 3, on fixed feature vectors, with scikit-learn's interface.
 
-    deep = DeepKNNClassifier().fit(X_train, y_train)
-    deep.predict(X_test)
-
-Each learns a space from the training vectors; all then predict alike: exact search and the vote of the K_p nearest.
-A shift of all features, or one factor on all, changes none of them: not the neighbours, the MLPs begin with batch
-normalisation, and the two linear methods centre and scale by one number. Features are not standardised one by one.
+Each learns a space from the training vectors X (N, D) and their labels y, in which the `n_neighbors` (the paper's
+K_p) nearest training vectors vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.neighbors import NeighborhoodComponentsAnalysis
+from sklearn.utils import resample
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from deepknn_lib.linear_metrics import fit_lmnn, fit_nca, principal_axes, stratified_rows
-from deepknn_lib.models import build_network
-from deepknn_lib.neighbors import majority_vote, nearest_neighbors
-from deepknn_lib.training import Recipe, extract_features, fit
+from deepknn_lib.criteria import whole_set_neighbors
+from deepknn_lib.models import build_network, extract_features
+from deepknn_lib.neighbors import Neighbors, majority_vote, nearest_neighbors
+from deepknn_lib.training import TrainingConfig, fit
 
-_parameters = dataclass(eq=False, repr=False, kw_only=True)  # an __init__ that stores, as scikit-learn asks
+_parameters = dataclass(eq=False, repr=False, kw_only=True)  # The __init__ that scikit-learn asks for.
 
 
 def from_run(run) -> "KNNClassifier":
-    """The unfitted estimator of a `runs.Run` of Table 3, with the run's settings; ValueError for other methods."""
+    """The unfitted estimator of a `Run` of Table 3, with the run's settings; ValueError for other methods."""
     if run.method not in ESTIMATORS:
         raise ValueError(f"no estimator for {run.method!r}; there are {', '.join(ESTIMATORS)}")
-    made = ESTIMATORS[run.method]()
-    settings = {name: getattr(run, name) for name in made.get_params() if hasattr(run, name)}
-    settings |= {"random_state": run.seed} if "random_state" in made.get_params() else {}
-    return made.set_params(n_neighbors=run.k_predict, **settings)
+    names = ESTIMATORS[run.method]().get_params()
+    of_run = vars(run) | {"n_neighbors": run.k_predict, "random_state": run.seed}
+    return ESTIMATORS[run.method](**{name: of_run[name] for name in names if name in of_run})
 
 
 @_parameters
 class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
-    """kNN-basic: the features as they are; and what the other methods inherit.
-
-    Parameters
-    ----------
-    n_neighbors : int
-        The paper's K_p. A tie in the vote goes to the class of the nearest tied neighbour.
-
-    Attributes
-    ----------
-    history_ : list of dict
-        See `training.fit`; empty where nothing is trained epoch by epoch.
-    """
+    """kNN-basic: the vote in the features as they are. The other methods inherit from it."""
 
     n_neighbors: int = 5
+    _least = 1
 
     def fit(self, X, y, on_epoch=None):
-        """Learn the space from X (N, D), finite numbers, and labels y (N,) of any kind; `on_epoch`: see `training.fit`.
+        """Learn the space; `history_` then holds the rows of `training.fit`, each given to `on_epoch` too.
 
-        Raises
-        ------
-        ValueError
-            If X or y cannot be meant, y has one class only, or there are fewer rows than neighbours.
+        ValueError if X or y does not fit, y has one class only, or a setting is out of range.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"there is nothing to tell apart: y holds one class only, {self.classes_[0]}")
-        if not self._fewest_neighbors <= self.n_neighbors <= len(X):
-            raise ValueError(f"n_neighbors must lie in {self._fewest_neighbors}..{len(X)}, got {self.n_neighbors!r}")
-        self.history_ = []
-        inputs, self._labels = torch.from_numpy(X), torch.from_numpy(codes)
+            raise ValueError(f"y holds one class only, {self.classes_[0]}; at least two are needed")
+        if not self._least <= self.n_neighbors <= len(X):
+            raise ValueError(f"n_neighbors must lie in {self._least}..{len(X)}, got {self.n_neighbors!r}")
+        inputs, self._labels, self._state, self.history_ = (
+            torch.from_numpy(X),
+            torch.from_numpy(codes),
+            {},
+            [],
+        )
         self._learn(inputs, self._labels, on_epoch)
         self._gallery = self._embed(inputs)
         return self
 
     def transform(self, X) -> np.ndarray:
         """The learnt space: float32 (N, D')."""
-        return self._embed(self._check(X)).numpy()
+        check_is_fitted(self)
+        return self._embed(torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))).numpy()
 
     def predict(self, X) -> np.ndarray:
         """The class that most of the K_p nearest training rows have: (N,)."""
-        distances, indices = nearest_neighbors(self._embed(self._check(X)), self._gallery, self.n_neighbors)
+        queries = torch.from_numpy(self.transform(X))
+        distances, indices = nearest_neighbors(queries, self._gallery, self.n_neighbors)
         return self.classes_[majority_vote(self._labels[indices], distances, len(self.classes_)).numpy()]
 
     def state(self) -> dict[str, Tensor]:
-        """What was learnt, to be stored; empty for kNN-basic."""
+        """What was learnt: nothing (kNN), the linear map's `mean` and `components`, or the network's weights."""
         check_is_fitted(self)
-        return {}
-
-    def _check(self, X) -> Tensor:
-        check_is_fitted(self)
-        return torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))
-
-    _fewest_neighbors = 1
+        return self._state
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
         pass
@@ -108,7 +94,12 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
 
 
 @_parameters
-class _Linear(KNNClassifier):
+class NCAClassifier(KNNClassifier):
+    """Neighbourhood components analysis (the paper's reference 14) of scikit-learn, behind PCA.
+
+    It learns from at most `max_samples` rows, as an iteration costs N². The vote searches all rows.
+    """
+
     n_components: int | None = 128
     max_samples: int | None = 3000
     max_iter: int = 200
@@ -116,57 +107,52 @@ class _Linear(KNNClassifier):
     random_state: int = 0
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
-        self._mean, axes = principal_axes(inputs, labels, self.n_components, self.random_state)
-        rows = stratified_rows(labels, self.max_samples, self.random_state)
-        linear, self.n_iter_ = self._fit_map((inputs[rows] - self._mean) @ axes.T, labels[rows])
+        size = min(self.n_components or inputs.shape[1], *inputs.shape)
+        pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
+        mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
+        # The median squared distance to the nearest row of the class becomes 1, the size of LMNN's margin.
+        reduced = (inputs - mean) @ axes.T
+        near = whole_set_neighbors(reduced, labels, 1, 1)
+        gaps = (reduced - reduced[near.positive[:, 0]]).square().sum(1)[near.positive_valid[:, 0]]
+        axes = axes * gaps[gaps > 0].median().rsqrt() if (gaps > 0).any() else axes
+        n, rows = min(self.max_samples or len(labels), len(labels)), torch.arange(len(labels))
+        rows = resample(rows, replace=False, n_samples=n, stratify=labels, random_state=self.random_state)
+        linear, self.n_iter_ = self._fit_map((inputs[rows] - mean) @ axes.T, labels[rows])
         if self.n_iter_ >= self.max_iter:
-            text = f"{type(self).__name__} had not converged after max_iter={self.max_iter} iterations"
-            warnings.warn(text, ConvergenceWarning, stacklevel=3)
-        self._components = linear @ axes
+            warnings.warn(
+                f"stopped at {self.max_iter=} before it converged", ConvergenceWarning, stacklevel=3
+            )
+        self._state = {"mean": mean, "components": linear @ axes}
 
     def _embed(self, inputs: Tensor) -> Tensor:
-        return (inputs - self._mean) @ self._components.T
+        return (inputs - self._state["mean"]) @ self._state["components"].T
 
-    def state(self) -> dict[str, Tensor]:
-        """The map: `mean` (D,) and `components` (D', D); the embedding is (x − mean) · componentsᵀ."""
-        check_is_fitted(self)
-        return {"mean": self._mean, "components": self._components}
+    def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        settings = {"max_iter": self.max_iter, "tol": self.tol, "random_state": self.random_state}
+        nca = NeighborhoodComponentsAnalysis(init="identity", **settings).fit(inputs.numpy(), labels.numpy())
+        return torch.from_numpy(nca.components_).float(), nca.n_iter_
 
 
-@_parameters
-class NCAClassifier(_Linear):
-    """Neighbourhood components analysis (the paper's reference 14), scikit-learn's, behind PCA.
+def lmnn_parts(z: Tensor, labels: Tensor, near: Neighbors, mu: float, chunk: int = 256) -> Iterator[Tensor]:
+    """LMNN's objective (Weinberger and Saul 2009, Eqs. 11-13) at z (N, D), as parts of `chunk` rows i to add up.
 
-    Parameters
-    ----------
-    n_neighbors : int
-        The paper's K_p.
-    n_components : int or None
-        Principal components that are kept; None: all.
-    max_samples : int or None
-        Rows the map is fitted on, in the classes' proportions, as an iteration costs N²; None: all. The vote always
-        searches the whole training set.
-    max_iter, tol
-        When L-BFGS stops; a warning says that it had not converged.
-    random_state : int
+    (1 − μ) Σ_ij |z_i − z_j|² + μ Σ_ijl [1 + |z_i − z_j|² − |z_i − z_l|²]₊, where j runs over the positives of i in
+    `near`, and l over all rows of other classes.
     """
-
-    def _fit_map(self, reduced: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return fit_nca(reduced, labels, self.max_iter, self.tol, self.random_state)
+    norms = z.square().sum(1)
+    for i in torch.arange(len(z)).split(chunk):
+        pull = (z[i, None] - z[near.positive[i]]).square().sum(2)
+        to_all = norms[i, None] + norms - 2 * z[i] @ z.T
+        to_others = to_all.masked_fill(labels[i, None] == labels, torch.inf)
+        push = (1 + pull[:, :, None] - to_others[:, None]).relu().sum(2)
+        yield (((1 - mu) * pull + mu * push) * near.positive_valid[i]).sum()
 
 
 @_parameters
-class LMNNClassifier(_Linear):
-    """Large margin nearest neighbours (the paper's reference 15): `linear_metrics.lmnn_objective` behind PCA.
+class LMNNClassifier(NCAClassifier):
+    """Large margin nearest neighbours (the paper's reference 15), behind PCA: `lmnn_parts` by L-BFGS.
 
-    Parameters
-    ----------
-    k : int
-        Target neighbours of a row, fixed in the space it starts from.
-    mu : float
-        Weight of the push against the pull, 0 < mu < 1.
-    n_neighbors, n_components, max_samples, max_iter, tol, random_state
-        See `NCAClassifier`.
+    The `k` positives of a row are fixed where it starts from; `mu` weighs the push against the pull.
     """
 
     max_iter: int = 500
@@ -174,108 +160,84 @@ class LMNNClassifier(_Linear):
     k: int = 5
     mu: float = 0.5
 
-    def _fit_map(self, reduced: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        return fit_lmnn(reduced, labels, self.k, self.mu, self.max_iter, self.tol)
+    def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        if self.k < 1 or not 0 < self.mu < 1:
+            raise ValueError(f"LMNN needs k of at least 1 and 0 < mu < 1, got k={self.k!r}, mu={self.mu!r}")
+        near = whole_set_neighbors(inputs, labels, self.k, 1)
+        # The objective begins at 1, so that `tol` is a share of where it began.
+        start = max(sum(part.item() for part in lmnn_parts(inputs, labels, near, self.mu)), 1e-12)
+        linear = torch.eye(inputs.shape[1], requires_grad=True)
+        settings = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter}
+        settings |= {"tolerance_change": self.tol, "tolerance_grad": 0}
+        optimizer = torch.optim.LBFGS([linear], line_search_fn="strong_wolfe", **settings)
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = 0.0
+            for part in lmnn_parts(inputs @ linear.T, labels, near, self.mu):
+                (part / start).backward(retain_graph=True)
+                value += part.item() / start
+            return value
+
+        optimizer.step(closure)
+        return linear.detach(), optimizer.state[linear]["n_iter"]
 
 
 @_parameters
 class _MLP(KNNClassifier):
-    """The paper's three-layer MLP (D-512-256-128), trained by `training.fit`."""
-
     normalize: str = "batch-l2"
     epochs: int = 30
     batch_size: int = 96
     sampling: str = "proportional"
     classes_per_batch: int | None = None
     lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     warmup: int = 0
     lr_decay_every: int = 10
     random_state: int = 0
+    k: int = 5
+    m: int = 5
+    margin: float = 0.2
+    soft: bool = False
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
-        recipe = {f.name: getattr(self, f.name) for f in fields(Recipe) if hasattr(self, f.name)}
-        while recipe["sampling"] == "random" and len(labels) % recipe["batch_size"] == 1:
-            recipe["batch_size"] += 1  # the last batch would hold one row, which batch normalisation cannot take
-        recipe = Recipe(**recipe, loss=self._loss, seed=self.random_state)
-        classes = len(self.classes_) if self._loss == "weighted-ce" else None
-        self.network_ = build_network(
-            "mlp", n_inputs=inputs.shape[1], n_classes=classes, normalize=self.normalize, seed=recipe.seed
-        )
-        self.history_ = fit(self.network_, inputs, labels, recipe, on_epoch=on_epoch)
+        settings = {f.name: getattr(self, f.name) for f in fields(TrainingConfig) if hasattr(self, f.name)}
+        config = TrainingConfig(**settings, loss=self._loss, seed=self.random_state)
+        n_classes = len(self.classes_) if self._loss == "weighted-ce" else None
+        options = {"n_inputs": inputs.shape[1], "n_classes": n_classes, "normalize": self.normalize}
+        self.network_ = build_network("mlp", **options, seed=self.random_state)
+        self.history_ = fit(self.network_, inputs, labels, config, on_epoch=on_epoch)
+        self._state = self.network_.state_dict()
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return extract_features(self.network_, inputs)
 
-    def state(self) -> dict[str, Tensor]:
-        """The network's weights, as `models.build_network("mlp", …)` loads them."""
-        check_is_fitted(self)
-        return self.network_.state_dict()
 
-
-@_parameters
 class TripletClassifier(_MLP):
-    """MLP + triplets: batch-hard triplet loss.
+    """The three-layer MLP with batch-hard triplets; for its settings see `training.TrainingConfig`."""
 
-    Parameters
-    ----------
-    n_neighbors : int
-        The paper's K_p.
-    normalize : str
-        See `models.Network`.
-    random_state : int
-        Of weights and batches.
-    k, margin, soft, epochs, batch_size, sampling, classes_per_batch, lr, momentum, weight_decay, warmup, lr_decay_every
-        See `training.Recipe`; a batch holds at least k + 1 rows of each of its classes.
-    """
-
-    k: int = 5
-    margin: float = 0.2
-    soft: bool = False
     _loss = "triplet"
 
 
-@_parameters
 class DeepKNNClassifier(_MLP):
-    """MLP + deep kNN: the paper's loss, Eq. 3.
+    """The three-layer MLP with the deep kNN loss; for its settings see `training.TrainingConfig`."""
 
-    Parameters
-    ----------
-    n_neighbors, k, m, margin
-        The paper's K_p, K, M and α; see `losses.deep_knn_loss`.
-    normalize, epochs, ..., random_state
-        See `TripletClassifier`.
-    """
-
-    k: int = 5
-    m: int = 5
-    margin: float = 0.2
     _loss = "deep-knn"
 
 
 @_parameters
 class CrossEntropyClassifier(_MLP):
-    """MLP + CE: class-weighted cross-entropy, the weights of `losses.class_weights`.
-
-    Parameters
-    ----------
-    n_neighbors : int
-        The paper's K_p: the vote in the last features. 0: the network's own softmax decides.
-    normalize, epochs, ..., random_state
-        See `TripletClassifier`.
-    """
+    """The three-layer MLP with class-weighted cross-entropy. With `n_neighbors=0` its softmax decides, no vote."""
 
     normalize: str = "none"
     sampling: str = "random"
     lr: float = 0.01
-    _loss, _fewest_neighbors = "weighted-ce", 0
+    _loss, _least = "weighted-ce", 0
 
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:
         """What the softmax gets, in the order of `classes_`: float32 (N, C), also for two classes."""
-        inputs = self._check(X)
-        return self.network_.classifier(self._embed(inputs)).numpy()
+        features = torch.from_numpy(self.transform(X))
+        return self.network_.classifier(features).numpy()
 
     def predict(self, X) -> np.ndarray:
         """The class of the vote, or of the largest logit with `n_neighbors=0`: (N,)."""
@@ -290,6 +252,5 @@ ESTIMATORS = {
     "nca": NCAClassifier,
     "lmnn": LMNNClassifier,
     "mlp-triplet": TripletClassifier,
-    "mlp-ce": CrossEntropyClassifier,
-    "mlp-deep-knn": DeepKNNClassifier,
 }
+ESTIMATORS |= {"mlp-ce": CrossEntropyClassifier, "mlp-deep-knn": DeepKNNClassifier}

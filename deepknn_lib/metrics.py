@@ -1,145 +1,112 @@
-"""Accuracy, mean class recall and the recall of one class; how sure we are of them; and of a difference.
-
-All are plain numpy. Where a test set holds several images of one lesion or patient, these are not independent:
-the bootstrap draws whole groups.
-"""
+"""The paper's measures, intervals around them, and how tightly the classes lie."""
 
 from functools import lru_cache
 
 import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import silhouette_samples
+
+from deepknn_lib.neighbors import nearest_neighbors
 
 
 def class_recalls(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
-    """Share of each class's images that were predicted right: float64 (n_classes,), NaN for a class without any."""
+    """Share of each class's images predicted right: float64 (n_classes,), NaN for a class without images."""
     hits = np.bincount(labels[labels == predictions], minlength=n_classes)
     counts = np.bincount(labels, minlength=n_classes)
     return np.divide(hits, counts, out=np.full(n_classes, np.nan), where=counts > 0)
 
 
 def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int, smallest: int) -> dict[str, float]:
-    """The paper's three measures, in per cent.
+    """The paper's three measures, in per cent, of integer labels (N,) and predictions (N,).
 
-    Parameters
-    ----------
-    labels, predictions : ndarray, integer, (N,)
-    n_classes : int
-    smallest : int
-        The class whose recall is RS: the one with the fewest images in the whole set.
-
-    Returns
-    -------
-    dict
-        `acc` (overall accuracy), `mcr` (mean class recall over the classes present), `rs`.
-
-    Raises
-    ------
-    ValueError
-        If the arrays differ in shape or are empty.
+    `acc` is the accuracy, `mcr` the mean recall of the classes present, `rs` the recall of the class
+    `smallest`, which has the fewest images in the set. ValueError if the shapes differ or there is no image.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(
-            f"need as many predictions as labels and at least one, got {labels.shape}, {predictions.shape}"
-        )
+        raise ValueError(f"need a prediction for each label: got {predictions.shape}, {labels.shape}")
     recalls = class_recalls(labels, predictions, n_classes)
-    return {
-        "acc": 100 * float(np.mean(labels == predictions)),
-        "mcr": 100 * float(np.nanmean(recalls)),
-        "rs": 100 * float(recalls[smallest]),
-    }
+    acc, mcr, rs = np.mean(labels == predictions), np.nanmean(recalls), recalls[smallest]
+    return {"acc": 100 * float(acc), "mcr": 100 * float(mcr), "rs": 100 * float(rs)}
 
 
-def bootstrap(
-    labels: np.ndarray,
-    correct: np.ndarray,
-    n_classes: int,
-    smallest: int,
-    groups: np.ndarray | None = None,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Bootstrap distribution of Acc, MCR and RS over test sets (and seeds) that could have been drawn.
-
-    Within each class whole groups (lesions, patients) are drawn with replacement, so that every class stays
-    present and the views of one lesion stay together. With a row for each of S seeds, every draw also takes S − 1
-    of the seeds with replacement: S of them would give a spread too small by (S − 1)/S, which matters for few.
+def bootstrap(labels, correct, n_classes, smallest, groups=None, *, draws=2000, seed=0) -> dict:
+    """Draws of Acc, MCR and RS (per cent, each float64 (draws,)) over test sets and seeds that could have been.
 
     Parameters
     ----------
-    labels : ndarray, integer, (N,)
+    labels, groups : ndarray, (N,)
+        Classes, and lesions or patients (default: each image alone). Within a class, whole groups are drawn.
     correct : ndarray, float, (N,) or (S, N)
-        1 where the prediction is right, else 0; the mean over seeds for a method run several times; the
-        difference of two methods' values, image by image, for a *paired* comparison. (S, N): one row a seed.
-    n_classes, smallest : int
-    groups : ndarray, (N,), optional
-        The lesion or patient of each image; default: every image its own.
-    draws, seed : int
-
-    Returns
-    -------
-    dict of ndarray, float64, (draws,)
-        `acc`, `mcr`, `rs` in per cent (or in points, for a difference).
+        1 where a prediction is right, else 0; for a paired comparison, the difference of two methods. With a
+        row for each of S seeds, a draw takes S − 1 seeds: S would give a variance too small by (S − 1) / S.
     """
     labels, correct = np.asarray(labels, dtype=np.int64), np.asarray(correct, dtype=np.float64)
-    groups = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
-    hits, sizes = np.zeros((n_classes, draws)), np.zeros((n_classes, draws))
-    rows, shares = np.atleast_2d(correct), _seed_shares(len(correct), draws, seed) if correct.ndim == 2 else [[1.0]]
-    drawn = _resamples(labels.tobytes(), groups.astype(np.int64).tobytes(), n_classes, draws, seed)
-    for c, (members, group, times) in drawn.items():
+    groups = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]
+    shares, n_seeds = [[1.0]], len(correct)
+    if correct.ndim == 2:
+        rng, taken = np.random.default_rng((seed, n_seeds)), max(n_seeds - 1, 1)
+        shares = rng.multinomial(taken, np.full(n_seeds, 1 / n_seeds), size=draws).T / taken
+    hits, sizes = np.zeros((2, n_classes, draws))
+    for c, members, group, times in _resamples(labels.tobytes(), groups.tobytes(), draws, seed):
         times = times.astype(np.float64)
-        for row, share in zip(rows, shares, strict=True):
-            hits[c] += share * (times @ np.bincount(group, weights=row[members], minlength=times.shape[1]))
-        sizes[c] = times @ np.bincount(group, minlength=times.shape[1])
+        sizes[c] = times @ np.bincount(group)
+        for row, share in zip(np.atleast_2d(correct), shares, strict=True):
+            hits[c] += share * (times @ np.bincount(group, weights=row[members]))
     recalls = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
-    return {
-        "acc": 100 * hits.sum(0) / sizes.sum(0),
-        "mcr": 100 * np.nanmean(recalls, axis=0),
-        "rs": 100 * recalls[smallest],
-    }
+    acc, mcr = hits.sum(0) / sizes.sum(0), np.nanmean(recalls, axis=0)
+    return {"acc": 100 * acc, "mcr": 100 * mcr, "rs": 100 * recalls[smallest]}
 
 
-@lru_cache(maxsize=4)  # every method is judged on the same test images, and a draw is the slow part
-def _resamples(labels: bytes, groups: bytes, n_classes: int, draws: int, seed: int) -> dict[int, tuple]:
-    """For each class: its images, the group of each, and how often each group is drawn, uint16 (draws, groups)."""
+@lru_cache(maxsize=4)  # Drawing is slow, and all methods share the test images.
+def _resamples(labels: bytes, groups: bytes, draws: int, seed: int) -> list[tuple]:
+    """Of each class: number, images, the group of each, and how often each group is drawn (draws, groups)."""
     labels, groups = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
-    rng = np.random.default_rng(seed)
-    drawn = {}
-    for c in range(n_classes):
+    rng, drawn = np.random.default_rng(seed), []
+    for c in np.unique(labels):
         members = np.flatnonzero(labels == c)
-        if len(members):
-            _, group = np.unique(groups[members], return_inverse=True)
-            n_groups = group.max() + 1
-            times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)
-            drawn[c] = members, group, times.astype(np.uint16)  # kept: a quarter of the memory
+        names, group = np.unique(groups[members], return_inverse=True)
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+        drawn.append((c, members, group, times.astype(np.uint16)))
     return drawn
 
 
-def _seed_shares(n_seeds: int, draws: int, seed: int) -> np.ndarray:
-    """The share of each seed in each draw, float64 (n_seeds, draws); never the images' random numbers."""
-    taken = max(n_seeds - 1, 1)
-    rng = np.random.default_rng((seed, n_seeds))
-    return rng.multinomial(taken, np.full(n_seeds, 1 / n_seeds), size=draws).T / taken
-
-
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` of a bootstrap distribution (percentile interval)."""
+    """The percentile interval: the central `level` of a bootstrap distribution."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval for the mean of independent runs; NaN where fewer than two leave the spread unknown."""
-    from scipy.stats import t
-
-    values = np.asarray(values, dtype=np.float64)
+    """Student's interval for the mean of independent runs; NaN for fewer than two runs."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def arrival(history: list[dict], level: float) -> int:
-    """First epoch with this training accuracy in per cent; one more than there were if it never came."""
-    reached = [row["epoch"] for row in history if row["train_acc"] >= level]
-    return reached[0] if reached else len(history) + 1
+def epochs_to_accuracy(history: list[dict], level: float) -> int:
+    """The first epoch with this training accuracy in per cent; one more than there were if none has it."""
+    return next((row["epoch"] for row in history if row["train_acc"] >= level), len(history) + 1)
+
+
+def compactness(features: np.ndarray, labels: np.ndarray, *, k: int = 5, sample: int = 3000) -> dict:
+    """How tightly two or more classes lie in features (N, D); of more than `sample` images, a random part.
+
+    `ratio`: mean distance within classes over that between classes, all pairs counted; smaller is tighter.
+    `silhouette` (−1..1) and `purity` (per cent of an image's `k` nearest with its class): means over classes.
+    """
+    n = len(labels)
+    chosen = np.random.default_rng(0).permutation(n)[:sample] if n > sample else np.arange(n)
+    features, labels = np.ascontiguousarray(features[chosen]), labels[chosen]
+    points = torch.from_numpy(features)
+    distances, same = torch.cdist(points, points).double().numpy(), labels[:, None] == labels
+    between, within = distances[~same].mean(), distances[same & ~np.eye(len(labels), dtype=bool)].mean()
+    near = nearest_neighbors(points, points, k, exclude_self=True)[1].numpy()
+    images = silhouette_samples(features, labels), (labels[near] == labels[:, None]).mean(1)
+    rows = [labels == c for c in np.flatnonzero(np.bincount(labels) > 1)]
+    # The mean is over classes, so that the largest class does not decide.
+    silhouette, purity = (float(np.mean([values[r].mean() for r in rows])) for values in images)
+    ratio = float(within / between) if between > 0 else np.nan
+    return {"ratio": ratio, "silhouette": silhouette, "purity": 100 * purity}

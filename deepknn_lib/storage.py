@@ -1,9 +1,12 @@
-"""Where data lives, and files that appear whole or not at all."""
+"""Where data lives, files that appear whole or not at all, and a short digest of contents."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 
 def data_dir() -> Path:
@@ -38,3 +41,41 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(*parts: bytes | str | Path | np.ndarray) -> str:
+    """Twelve hexadecimal digits of the sha256 of the parts: bytes, text, the content of files, arrays."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with open(part, "rb") as file:
+                inner = (
+                    hashlib.file_digest(file, "sha256")
+                    if hasattr(hashlib, "file_digest")
+                    else hashlib.sha256(file.read())
+                )
+            total.update(inner.digest())
+        elif isinstance(part, np.ndarray):
+            total.update(f"{part.dtype} {part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+            total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:12]
+
+
+def save_state(path: Path, state: dict) -> None:
+    """A dict of tensors, numbers and text, such as state dicts, in one file that appears whole."""
+    import torch
+
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path) -> dict:
+    """What `save_state` wrote, read without unpickling code; ValueError if the file is not whole."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise ValueError(f"{path} cannot be read ({error!r:.200}); remove it to begin anew") from error

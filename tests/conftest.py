@@ -19,20 +19,6 @@ def own_folders(shared_data, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def result_row():
-    """Makes a row as of `tables.results_table`, of a run that nobody executed, with any column changed."""
-    from deepknn_lib.runs import make_run
-    from deepknn_lib.tables import KEYS, SETTINGS
-
-    def make(dataset, method, profile="demo", acc=70.0, mcr=50.0, rs=30.0, collapsed=False, columns=(), **changes):
-        run = make_run(dataset, method, profile, **changes)
-        row = {name: getattr(run, name) for name in (*KEYS, *SETTINGS, "k_predict", "evaluate_on")}
-        return row | {"acc": acc, "mcr": mcr, "rs": rs, "collapsed": collapsed} | dict(columns)
-
-    return make
-
-
-@pytest.fixture
 def toy():
     """Uint8 images (60, 3, 32, 32) of three classes that differ in brightness, and their labels."""
     rng = np.random.default_rng(0)

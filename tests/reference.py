@@ -22,47 +22,27 @@ def neighbors(features, labels, i):
     """Images of i's class without i, and images of the other classes, each nearest first."""
     features = features.detach()
     ranked = sorted((float(distance(features[i], features[j])), j) for j in range(len(labels)) if j != i)
-    positives = [j for _, j in ranked if labels[j] == labels[i]]
-    negatives = [j for _, j in ranked if labels[j] != labels[i]]
-    return positives, negatives
+    return [[j for _, j in ranked if (labels[j] == labels[i]) == same] for same in (True, False)]
 
 
 def mean_hinge(features, triplets, margin):
     """Eq. 2 for each triplet, Eq. 3 over all of them."""
-    pairs = {pair for i, y, z in triplets for pair in ((i, y), (i, z))}
-    to = {(i, j): distance(features[i], features[j]) for i, j in pairs}
     total = 0 * features.sum()
     for i, y, z in triplets:
-        if to[i, y] + margin - to[i, z] > 0:
-            total = total + to[i, y] + margin - to[i, z]
+        gap = distance(features[i], features[y]) + margin - distance(features[i], features[z])
+        total = total + gap if gap > 0 else total
     return total / len(triplets)
 
 
 def deep_knn_triplets(features, labels, k, m):
-    triplets = []
-    for i in range(len(labels)):
-        positives, negatives = neighbors(features, labels, i)
-        triplets += [(i, y, z) for y in positives[:k] for z in negatives[:m]]
-    return triplets
+    ranked = [neighbors(features, labels, i) for i in range(len(labels))]
+    return [(i, y, z) for i, (same, other) in enumerate(ranked) for y in same[:k] for z in other[:m]]
 
 
 def batch_all_triplets(labels):
-    return [
-        (i, y, z)
-        for i in range(len(labels))
-        for y in range(len(labels))
-        for z in range(len(labels))
-        if y != i and labels[y] == labels[i] and labels[z] != labels[i]
-    ]
-
-
-def batch_hard_triplets(features, labels):
-    triplets = []
-    for i in range(len(labels)):
-        positives, negatives = neighbors(features, labels, i)
-        if positives and negatives:
-            triplets.append((i, positives[-1], negatives[0]))
-    return triplets
+    every = range(len(labels))
+    pairs = [(i, y) for i in every for y in every if y != i and labels[y] == labels[i]]
+    return [(i, y, z) for i, y in pairs for z in every if labels[z] != labels[i]]
 
 
 def search(queries, gallery, k, exclude_self=False):
@@ -70,8 +50,7 @@ def search(queries, gallery, k, exclude_self=False):
     rows = []
     for q, query in enumerate(queries):
         others = [g for g in range(len(gallery)) if not (exclude_self and g == q)]
-        ranked = sorted((float(distance(query, gallery[g])), g) for g in others)
-        rows.append([g for _, g in ranked[:k]])
+        rows.append([g for _, g in sorted((float(distance(query, gallery[g])), g) for g in others)[:k]])
     return torch.tensor(rows)
 
 

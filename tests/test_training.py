@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from deepknn_lib import training
-from deepknn_lib.images import Rows
-from deepknn_lib.losses import whole_set_terms
+from deepknn_lib import criteria
+from deepknn_lib.criteria import LOSSES, whole_set_neighbors
 from deepknn_lib.models import Network, build_network
-from deepknn_lib.neighbors import whole_set_neighbors
-from deepknn_lib.training import Recipe, collapsed, extract_features, fit, leave_one_out_accuracy
+from deepknn_lib.training import TrainingConfig, collapsed, fit, leave_one_out_accuracy
 
-RECIPE = Recipe(epochs=3, batch_size=24, k=3, m=3, lr=0.05, lr_decay_every=1)
+CONFIG = TrainingConfig(epochs=3, batch_size=24, k=3, m=3, lr=0.05, lr_decay_every=1)
+DONE = {"epoch": 1, "loss": 0.2, "mean_pairwise_distance": 1e-3}
 
 
 def small(seed=0, loss="deep-knn", normalize="batch-l2"):
-    return build_network("small-resnet", n_classes=3 if loss == "weighted-ce" else None, normalize=normalize, seed=seed)
+    return build_network(
+        "small-resnet", n_classes=3 if loss == "weighted-ce" else None, normalize=normalize, seed=seed
+    )
 
 
 def tensors(toy):
@@ -31,160 +32,209 @@ def weights(network):
 
 @pytest.mark.parametrize(
     "loss, changes",
-    [("deep-knn", {}), ("deep-knn", {"search_every": 2}), ("triplet", {}), ("triplet", {"soft": True}), ("weighted-ce", {})],
+    [*((loss, {}) for loss in LOSSES), ("deep-knn", {"search_every": 2}), ("triplet", {"soft": True})],
 )
 def test_every_loss_learns_an_easy_set(toy, loss, changes):
     network = small(loss=loss, normalize="none" if loss == "weighted-ce" else "batch-l2")
-    recipe = Recipe(loss=loss, epochs=6, batch_size=24, k=3, m=3, lr=0.05, lr_decay_every=3, **changes)
-    history = fit(network, *tensors(toy), recipe)
-    assert history[-1]["loss"] < history[0]["loss"]
-    assert history[-1]["train_acc"] > 90
+    config = replace(CONFIG, loss=loss, epochs=6, lr_decay_every=3, **changes)
+    history = fit(network, *tensors(toy), config)
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1]["train_acc"] > 90
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert [row["lr"] for row in history] == [0.05] * 3 + [0.025] * 3
-    assert math.isnan(history[0]["active"]) == (loss == "weighted-ce")
-    assert all(row["spread"] > 0 and row["seconds"] > 0 for row in history)
+    assert all(0 <= row["active"] <= 1 for row in history) == (loss in ("deep-knn", "triplet", "semi-hard"))
+    assert all(row["mean_pairwise_distance"] > 0 and row["seconds"] > 0 for row in history)
 
 
-def test_a_seed_gives_the_same_weights_twice_and_another_seed_others(toy):
-    runs = []
-    for seed in (0, 0, 1):
-        network = small(seed=0)
-        fit(network, *tensors(toy), Recipe(**(vars(RECIPE) | {"seed": seed})))
-        runs.append(weights(network))
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
+def test_the_loss_goes_through_pytorch_metric_learning_with_the_margin_of_the_config(toy):
+    """Of one point: batch-hard gives the margin, its soft form ln 2, and both count every anchor or none."""
+    for soft, expected in ((False, 0.3), (True, math.log(2))):
+        config = replace(CONFIG, loss="triplet", margin=0.3, soft=soft)
+        criterion = criteria.criterion_of(config, small(), *tensors(toy))
+        loss, active = criterion(torch.ones(60, 4), tensors(toy)[1], None)
+        assert loss.item() == pytest.approx(expected, abs=1e-4) and active == (0 if soft else 1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"search_every": 2, "warmup": 2}], ids=["in the batch", "whole set, warm-up"])
+@pytest.mark.parametrize("loss", ["triplet", "semi-hard", "supcon", "multi-similarity"])
+def test_a_rival_gives_0_with_a_gradient_where_there_is_no_pair(loss):
+    features = torch.randn(4, 8, requires_grad=True)
+    criterion = criteria.criterion_of(replace(CONFIG, loss=loss), small(), None, torch.arange(4))
+    value, _ = criterion(features, torch.arange(4), None)
+    value.backward()
+    assert value == 0 and features.grad is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"search_every": 2, "warmup": 2},
+        {"loss": "proxy-anchor"},
+        {"loss": "weighted-ce", "sampling": "random"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "in the batch",
+)
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(toy, tmp_path, changes):
-    recipe = replace(RECIPE, **changes)
-    whole = small()
-    history = fit(whole, *tensors(toy), recipe)
-
-    class Killed(Exception):
-        pass
+    config = replace(CONFIG, **changes)
+    whole = small(loss=config.loss)
+    torch.manual_seed(1)  # Nothing outside the seed may matter.
+    history = fit(whole, *tensors(toy), config)
 
     def kill(row):
         if row["epoch"] == 2:
-            raise Killed
+            raise KeyboardInterrupt
 
-    checkpoint = tmp_path / "state.safetensors"
-    with pytest.raises(Killed):
-        fit(small(), *tensors(toy), recipe, checkpoint=checkpoint, on_epoch=kill)
-    assert checkpoint.is_file()
-    resumed, seen = small(seed=5), []  # another start, to show that the state comes from the checkpoint
-    again = fit(resumed, *tensors(toy), recipe, checkpoint=checkpoint, on_epoch=seen.append)
-    assert [row["epoch"] for row in seen] == [2, 3]  # epoch 1 was not trained again
+    checkpoint = tmp_path / "folder" / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(small(loss=config.loss), *tensors(toy), config, checkpoint=checkpoint, on_epoch=kill)
+    torch.manual_seed(2)
+    resumed, seen = (
+        small(seed=5, loss=config.loss),
+        [],
+    )  # Another start shows that the checkpoint is what counts.
+    again = fit(resumed, *tensors(toy), config, checkpoint=checkpoint, on_epoch=seen.append)
+    assert [row["epoch"] for row in seen] == [2, 3]  # Epoch 1 was not trained again.
     assert torch.equal(weights(whole), weights(resumed))
     assert [row["loss"] for row in again] == [row["loss"] for row in history]
+    other = small(loss=config.loss)
+    fit(other, *tensors(toy), replace(config, seed=1))
+    assert not torch.equal(weights(whole), weights(other))
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(toy, tmp_path):
+    images, labels = tensors(toy)
+    checkpoint = tmp_path / "state.pt"
+    fit(small(), images, labels, CONFIG, checkpoint=checkpoint)
+    for config, some in ((replace(CONFIG, lr=0.1), labels), (CONFIG, labels.flip(0))):
+        with pytest.raises(ValueError, match="state.pt.* of another training.*remove it"):
+            fit(small(), images, some, config, checkpoint=checkpoint)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="state.pt.*remove it"):
+        fit(small(), images, labels, CONFIG, checkpoint=checkpoint)
+
+
+def test_a_checkpoint_that_holds_code_is_not_run(toy, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (tmp_path / "harmed").touch, ()
+
+    torch.save({"history": Harm()}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="state.pt"):
+        fit(small(), *tensors(toy), CONFIG, checkpoint=tmp_path / "state.pt")
+    assert not (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 2])
-def test_warm_up_raises_the_learning_rate_step_by_step_to_that_of_the_recipe(toy, monkeypatch, warmup):
-    used = []
+def test_warm_up_raises_the_learning_rate_step_by_step(toy, monkeypatch, warmup):
+    used, step = [], torch.optim.SGD.step
 
-    class Recording(torch.optim.SGD):
-        def step(self, closure=None):
-            used.extend(group["lr"] for group in self.param_groups)
-            return super().step(closure)
+    def recording(self, closure=None):
+        used.extend(group["lr"] for group in self.param_groups)
+        return step(self, closure)
 
-    monkeypatch.setattr(torch.optim, "SGD", Recording)
-    recipe = Recipe(epochs=4, batch_size=24, k=3, m=3, lr=0.05, lr_decay_every=3, warmup=warmup)
-    history = fit(small(), *tensors(toy), recipe)
-    steps = 3  # ceil(60 / 24)
-    rising = [0.05 * min((step + 1) / (steps * max(warmup, 1)), 1) for step in range(3 * steps)] if warmup else [0.05] * 9
-    assert used == pytest.approx(rising + [0.025] * steps)
-    assert [row["lr"] for row in history] == used[steps - 1 :: steps]
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    history = fit(small(), *tensors(toy), replace(CONFIG, epochs=4, lr_decay_every=3, warmup=warmup))
+    rising = [
+        0.05 * min((n + 1) / (3 * max(warmup, 1e-9)), 1) for n in range(9)
+    ]  # 3 steps are ceil(60 / 24).
+    assert used == pytest.approx(rising + [0.025] * 3)
+    assert [row["lr"] for row in history] == used[2::3]
 
 
 @pytest.mark.parametrize("every, searches", [(0, 0), (1, 6), (2, 4), (99, 2)])
-def test_the_whole_set_is_searched_as_often_as_asked(toy, monkeypatch, every, searches):
-    calls = []
+def test_the_whole_set_is_searched_as_often_as_asked_and_a_step_costs_a_batch(
+    toy, monkeypatch, every, searches
+):
+    sizes, batches, terms = [], [], criteria.whole_set_terms
 
-    def counting(features, labels, k, m):
-        calls.append(len(features))
+    def searching(features, labels, k, m):
+        sizes.append(len(features))
         return whole_set_neighbors(features, labels, k, m)
 
-    monkeypatch.setattr(training, "whole_set_neighbors", counting)
-    fit(small(), *tensors(toy), Recipe(epochs=2, batch_size=24, k=3, m=3, search_every=every))  # 3 steps an epoch
-    assert calls == [60] * searches
+    def stepping(features, near, margin):
+        batches.append((len(features), *near.positive.shape, *near.negative.shape))
+        return terms(features, near, margin)
+
+    monkeypatch.setattr(criteria, "whole_set_neighbors", searching)
+    monkeypatch.setattr(criteria, "whole_set_terms", stepping)
+    fit(small(), *tensors(toy), replace(CONFIG, epochs=2, k=2, m=1, search_every=every))
+    assert sizes == [60] * searches
+    assert batches == (
+        [(24, 6, 2, 6, 1)] * 6 if every else []
+    )  # 24 / (1 + 2 + 1) anchors with their neighbours
 
 
-def test_a_step_with_whole_set_search_takes_as_many_images_as_a_batch(toy, monkeypatch):
-    shapes = []
-
-    def looking(features, near, margin):
-        shapes.append((len(features), *near.positive.shape, *near.negative.shape))
-        return whole_set_terms(features, near, margin)
-
-    monkeypatch.setattr(training, "whole_set_terms", looking)
-    fit(small(), *tensors(toy), Recipe(epochs=1, batch_size=24, k=2, m=1, search_every=1))
-    assert shapes == [(24, 6, 2, 6, 1)] * 3  # 24 / (1 + 2 + 1) anchors with theirs
+def test_a_last_batch_of_one_image_is_trained_with_the_one_before(toy):
+    images, labels = tensors(toy)
+    config = replace(CONFIG, loss="weighted-ce", sampling="random", epochs=1)
+    assert fit(small(loss="weighted-ce"), images[11:], labels[11:], config)[0]["loss"] > 0
 
 
-@pytest.mark.parametrize("loss", ["deep-knn", "triplet", "weighted-ce"])
-def test_feature_vectors_train_an_mlp(toy, loss):
-    _, labels = tensors(toy)
-    noise = torch.Generator().manual_seed(0)
+def test_images_that_stay_on_disk_and_grey_images_train_too(toy, tmp_path):
+    images, labels = tensors(toy)
+    np.save(tmp_path / "images.npy", toy[0])
+    on_disk = np.load(tmp_path / "images.npy", mmap_mode="r")
+    first, second = small(), small()
+    fit(first, images, labels, CONFIG)
+    fit(second, on_disk, labels, CONFIG)
+    assert torch.equal(weights(first), weights(second))
+    assert fit(small(), images[:, :1], labels, CONFIG)[-1]["train_acc"] > 60
+
+
+@pytest.mark.parametrize("loss", ["deep-knn", "weighted-ce"])
+def test_feature_vectors_train_an_mlp_as_they_are(toy, loss):
+    labels, noise = tensors(toy)[1], torch.Generator().manual_seed(0)
     centers = torch.nn.functional.one_hot(labels, 3).float() @ torch.randn(3, 10, generator=noise)
     vectors = centers + 1.2 * torch.randn(60, 10, generator=noise)
     network = build_network("mlp", n_inputs=10, n_classes=3 if loss == "weighted-ce" else None)
     before = vectors.clone()
-    history = fit(network, vectors, labels, Recipe(loss=loss, epochs=5, batch_size=24, k=3, m=3, lr=0.02))
-    assert torch.equal(vectors, before)  # taken as they are
-    assert history[-1]["loss"] < history[0]["loss"]
+    history = fit(network, vectors, labels, replace(CONFIG, loss=loss, epochs=5, lr=0.02, lr_decay_every=0))
+    assert torch.equal(vectors, before) and history[-1]["loss"] < history[0]["loss"]
     assert history[-1]["train_acc"] > leave_one_out_accuracy(vectors, labels)
-    features = extract_features(network, vectors, batch_size=7)
-    assert features.shape == (60, 128) and features.dtype == torch.float32 and not network.training
-    torch.testing.assert_close(features, network(vectors).detach(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("wrong, said", [
-    ({"soft": True}, "soft is the triplet loss's; deep-knn has a margin"),
-    ({"loss": "weighted-ce", "soft": True}, "soft is the triplet loss's"),
-    ({"loss": "triplet", "search_every": 5}, "search_every is for the deep kNN loss, not for triplet"),
-    ({"loss": "weighted-ce", "search_every": 5}, "not for weighted-ce"),
-    ({"warmup": -1}, "warmup and search_every are 0 or more, got -1 and 0"),
-    ({"search_every": -2}, "0 or more, got 0 and -2"),
-])  # fmt: skip
-def test_a_recipe_that_cannot_be_meant_is_an_error(wrong, said):
-    with pytest.raises(ValueError, match=said):
-        Recipe(**wrong)
-
-
-def test_features_come_from_the_central_crop_in_evaluation_mode(toy):
-    images, _ = tensors(toy)
-    network = small()
-    network.train()
-    features = extract_features(network, images, batch_size=7)
-    assert features.shape == (60, 128) and not network.training
-    changed = images.clone()
-    changed[:, :, :2] = 255  # rows 0 and 1 of 32 lie outside the central 28
-    assert torch.equal(features, extract_features(network, changed, batch_size=7))
-    torch.testing.assert_close(features, extract_features(network, images, batch_size=60), rtol=1e-4, atol=1e-5)
 
 
 def test_leave_one_out_accuracy_by_hand():
     features = torch.tensor([[0.0], [1.0], [2.1], [10.0], [11.0], [2.0]])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    # the last point, class 1, sits among class 0; as nearest neighbour it also spoils points 1 (tie-free: 2.0) and 2
+    # The last point, of class 1, lies among class 0; it is also the nearest neighbour of the third point.
     assert leave_one_out_accuracy(features, labels, k_predict=1) == pytest.approx(100 * 4 / 6)
 
 
-def test_a_loss_that_is_no_longer_finite_is_an_error(toy):
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"loss": "hinge"}, "unknown loss 'hinge'; choose one of deep-knn, "),
+        ({"soft": True}, "soft is for .*; the loss is deep-knn"),
+        ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn; the loss is triplet"),
+        ({"warmup": -1}, "below 0"),
+        ({"search_every": -2}, "below 0"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": 0.0}, "lr above 0"),
+    ],
+)
+def test_a_config_that_cannot_be_trained_is_an_error(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        TrainingConfig(**wrong)
+
+
+def test_a_learning_rate_that_diverges_is_an_error(toy):
+    config = replace(CONFIG, loss="weighted-ce", lr=1e6, lr_decay_every=0)
+    with pytest.raises(FloatingPointError, match="weighted-ce loss is (nan|inf) in epoch .* lower lr"):
+        fit(small(loss="weighted-ce", normalize="none"), *tensors(toy), config)
+
+
+@pytest.mark.parametrize("loss", ["deep-knn", "triplet"])
+def test_a_loss_of_weights_that_are_not_numbers_is_an_error(toy, loss):
     network = small(normalize="none")
     with torch.no_grad():
         next(network.parameters()).fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="lower lr"):
-        fit(network, *tensors(toy), RECIPE)
+    with pytest.raises((FloatingPointError, ValueError), match="lower lr|not finite"):
+        fit(network, *tensors(toy), replace(CONFIG, loss=loss))
 
 
-def test_an_unknown_loss_is_an_error(toy):
-    with pytest.raises(ValueError, match="unknown loss 'hinge'"):
-        fit(small(), *tensors(toy), Recipe(loss="hinge"))
-
-
-class Constant(torch.nn.Module):
+class Shrunk(torch.nn.Module):
     """A backbone whose features have shrunk to (nearly) one point."""
 
     def __init__(self):
@@ -195,43 +245,33 @@ class Constant(torch.nn.Module):
         return images.mean((2, 3)) * self.scale
 
 
-def test_a_collapsed_run_is_called_so_with_advice(toy):
-    network = Network(Constant(), 3)
-    with pytest.warns(UserWarning, match="the embedding collapsed. Use"):
-        history = fit(network, *tensors(toy), Recipe(loss="triplet", epochs=1, batch_size=24, k=3, lr=1e-9, margin=0.2))
-    assert history[-1]["active"] == 1 and history[-1]["loss"] == pytest.approx(0.2, rel=1e-3)
-    assert collapsed(history, Recipe(loss="triplet"))
-    assert not collapsed([history[-1] | {"spread": 1.4}], Recipe(loss="triplet"))
-    assert not collapsed(history, Recipe(loss="weighted-ce"))
+@pytest.mark.parametrize(
+    "loss, soft, settled", [("deep-knn", False, 0.2), ("triplet", False, 0.2), ("triplet", True, 0.69315)]
+)
+def test_a_collapsed_run_is_called_so_with_advice(toy, loss, soft, settled):
+    config = replace(CONFIG, loss=loss, soft=soft, epochs=1, lr=1e-9)
+    with pytest.warns(UserWarning, match="the embedding collapsed.*use normalised features"):
+        history = fit(Network(Shrunk(), 3), *tensors(toy), config)
+    assert history[-1]["loss"] == pytest.approx(settled, rel=1e-3)
 
 
-def test_a_soft_triplet_that_collapsed_settled_at_ln_2(toy):
-    recipe = Recipe(loss="triplet", soft=True, margin=0.2, epochs=1, batch_size=24, k=3, lr=1e-9)
-    with pytest.warns(UserWarning, match="settled at 0.693"):
-        history = fit(Network(Constant(), 3), *tensors(toy), recipe)
-    assert history[-1]["loss"] == pytest.approx(math.log(2), rel=1e-3)
-    assert history[-1]["active"] == 0  # the classes differ in brightness: every positive is still the nearer one
-    assert collapsed(history, recipe)
-    assert not collapsed([history[-1] | {"loss": 0.5}], recipe)  # under the 0.693 of one point: something was told apart
-    assert collapsed([history[-1] | {"loss": 0.5}], replace(recipe, soft=False))  # a hinge of 0.2 cannot do that
-    assert not collapsed([history[-1] | {"spread": 0.4}], recipe) and not collapsed([], recipe)
-
-
-def test_batch_l2_features_cannot_shrink_to_a_point(toy):
-    images, _ = tensors(toy)
-    network = Network(Constant(), 3, normalize="batch-l2").train()
-    spread = torch.pdist(network(images.float() / 255)).mean()
-    assert spread > 0.5  # the same backbone without it gives 1e-7
-
-
-@pytest.mark.parametrize("changes", [{}, {"search_every": 2}])
-def test_images_that_stay_on_disk_train_to_the_same_weights(toy, tmp_path, changes):
-    images, labels = tensors(toy)
-    np.save(tmp_path / "images.npy", toy[0])
-    order = np.arange(len(labels))
-    on_disk = Rows(np.load(tmp_path / "images.npy", mmap_mode="r"), order)
-    recipe = Recipe(loss="deep-knn", epochs=2, batch_size=24, k=3, m=3, sampling="balanced", lr=0.05, **changes)
-    first, second = small(), small()
-    histories = [fit(network, inputs, labels, recipe) for network, inputs in ((first, images), (second, on_disk))]
-    assert [row["loss"] for row in histories[0]] == [row["loss"] for row in histories[1]]
-    assert torch.equal(weights(first), weights(second))
+@pytest.mark.parametrize(
+    "changes, config, expected",
+    [
+        ({}, {}, True),
+        ({}, {"loss": "semi-hard"}, True),
+        ({"mean_pairwise_distance": 1.4}, {}, False),
+        ({"loss": 0.1}, {}, False),
+        (
+            {},
+            {"loss": "triplet", "soft": True},
+            False,
+        ),  # A soft loss of 0.2 is far under the 0.693 of one point.
+        ({"loss": 0.7}, {"loss": "triplet", "soft": True}, True),
+        ({}, {"loss": "weighted-ce"}, False),
+        ({}, {"loss": "supcon"}, False),
+    ],
+)
+def test_collapse_is_a_settled_triplet_loss_with_all_features_in_one_point(changes, config, expected):
+    config = TrainingConfig(**config)
+    assert collapsed([DONE | changes], config) == expected and not collapsed([], config)

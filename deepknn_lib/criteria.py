@@ -1,0 +1,148 @@
+"""What a network is trained with: the deep kNN loss, cross-entropy, and metric losses of pytorch-metric-learning.
+
+A criterion maps features (B, D), labels (B,) and logits of a batch to the loss and the share of its terms that are
+active (a hinge above 0), which is NaN for a loss without triplets. It may hold parameters to train (proxies).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from deepknn_lib.losses import class_weights, deep_knn_terms, hinges, mean_term
+from deepknn_lib.models import Network, extract_features
+from deepknn_lib.neighbors import Neighbors, check_batch, nearest_neighbors
+
+# Hermans et al. (2017), the paper's reference 16, and FaceNet, its reference 10
+TRIPLETS = ("triplet", "semi-hard")
+LOSSES = ("deep-knn", "weighted-ce", *TRIPLETS, "supcon", "proxy-anchor", "multi-similarity", "nca-loss")
+
+
+def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
+    """The criterion of a `training.TrainingConfig`, on the network's device; `inputs` are for whole-set search."""
+    if config.loss == "weighted-ce":
+        weights = class_weights(labels.cpu(), network.classifier.out_features, config.class_power)
+        return CrossEntropy(weights).to(network.device)
+    if config.loss == "deep-knn":
+        return WholeSet(config, network, inputs, labels) if config.search_every else DeepKNN(config)
+    with torch.random.fork_rng(devices=[]):  # the proxies' first values come from the seed, as the network's do
+        torch.manual_seed(config.seed)
+        return Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
+
+
+class DeepKNN(nn.Module):
+    """`losses.deep_knn_loss`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss and active share."""
+        terms, valid = deep_knn_terms(features, labels, self.config.k, self.config.m, self.config.margin)
+        return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
+
+
+class WholeSet(DeepKNN):
+    """The deep kNN loss with neighbours from the whole training set (Fig. 1, left), searched every few steps."""
+
+    def __init__(self, config, network: Network, inputs, labels: Tensor):
+        super().__init__(config)
+        self.search = lambda: whole_set_neighbors(
+            extract_features(network, inputs), labels, config.k, config.m
+        )
+
+    def extend(self, step: int, anchors: Tensor) -> Tensor:
+        """The batch: indices of the anchors, then of each anchor's K positives, then of each one's M negatives."""
+        if step % self.config.search_every == 0:
+            self.whole = [part.cpu() for part in self.search()]
+        self.near = Neighbors(*(part[anchors] for part in self.whole))
+        return torch.cat([anchors, self.near.positive.flatten(), self.near.negative.flatten()])
+
+    def forward(self, features: Tensor, *_) -> tuple[Tensor, Tensor]:
+        """Loss and active share."""
+        terms, valid = whole_set_terms(features, self.near, self.config.margin)
+        return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
+
+
+class CrossEntropy(nn.Module):
+    """Class-weighted cross-entropy of the logits."""
+
+    def __init__(self, weights: Tensor):
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, _: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and no share."""
+        return nn.functional.cross_entropy(logits, labels, weight=self.weights), torch.tensor(math.nan)
+
+
+class Rival(nn.Module):
+    """A loss of pytorch-metric-learning, at its defaults but for the triplets' margin and soft margin."""
+
+    def __init__(self, config, n_classes: int, n_features: int):
+        super().__init__()
+        from pytorch_metric_learning import distances, losses, miners, reducers
+
+        euclidean = distances.LpDistance(normalize_embeddings=False)
+        margin = 0 if config.soft else config.margin
+        every_term = reducers.DoNothingReducer()
+        triplet = {"margin": margin, "smooth_loss": config.soft, "distance": euclidean, "reducer": every_term}
+        self.triplets, self.active_above = config.loss in TRIPLETS, math.log(2) if config.soft else 0
+        table = {
+            "triplet": lambda: (
+                losses.TripletMarginLoss(**triplet),
+                miners.BatchHardMiner(distance=euclidean),
+            ),
+            "semi-hard": lambda: (
+                losses.TripletMarginLoss(**triplet),
+                miners.TripletMarginMiner(config.margin, "semihard", distance=euclidean),
+            ),
+            "supcon": lambda: (losses.SupConLoss(), None),
+            "proxy-anchor": lambda: (losses.ProxyAnchorLoss(n_classes, n_features), None),
+            "multi-similarity": lambda: (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
+            "nca-loss": lambda: (losses.NCALoss(), None),
+        }
+        self.loss, self.miner = table[config.loss]()
+
+    def forward(self, features: Tensor, labels: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss, and the active share of triplets."""
+        found = self.loss(features, labels, self.miner(features, labels) if self.miner else None)
+        nothing = 0 * features.sum()  # a gradient also where the batch holds no pair
+        if not self.triplets:
+            return found + nothing, torch.tensor(math.nan)
+        terms = found["loss"]["losses"]
+        if not isinstance(terms, Tensor) or not terms.numel():
+            return nothing, torch.tensor(0.0)
+        return terms.mean(), (terms > self.active_above).double().mean()
+
+
+def whole_set_terms(features: Tensor, near: Neighbors, margin: float = 0.2) -> tuple[Tensor, Tensor]:
+    """Eq. 2 with neighbours from the whole training set: (A, K, M) hinges, and which of them exist.
+
+    `features` (A·(1 + K + M), D) holds the A anchors, then each anchor's K positives, then each anchor's M negatives.
+    Only the masks of `near`, the anchors' rows of `whole_set_neighbors`, are read.
+    """
+    (a, k), m = near.positive.shape, near.negative.shape[1]
+    anchors, positives, negatives = features.float().split([a, a * k, a * m])
+    to_positives = torch.linalg.vector_norm(anchors[:, None] - positives.view(a, k, -1), dim=2)
+    to_negatives = torch.linalg.vector_norm(anchors[:, None] - negatives.view(a, m, -1), dim=2)
+    masks = [mask.to(features.device) for mask in (near.positive_valid, near.negative_valid)]
+    return hinges(to_positives, to_negatives, *masks, margin)
+
+
+def whole_set_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5) -> Neighbors:
+    """As `neighbors.batch_neighbors`, in a whole training set: class by class, so that memory is bounded."""
+    check_batch(features, labels, k=k, m=m)
+    labels = labels.to(features.device)
+    found = [torch.zeros(len(labels), count, dtype=torch.int64, device=labels.device) for count in (k, m)]
+    valid = [torch.zeros_like(index, dtype=torch.bool) for index in found]
+    for c in labels.unique():
+        members, others = (labels == c).nonzero().squeeze(1), (labels != c).nonzero().squeeze(1)
+        for side, (gallery, wanted, itself) in enumerate(((members, k, True), (others, m, False))):
+            count = min(wanted, len(gallery) - itself)
+            if count >= 1:
+                _, near = nearest_neighbors(features[members], features[gallery], count, exclude_self=itself)
+                found[side][members, :count] = gallery[near]
+                valid[side][members, :count] = True
+    return Neighbors(*found, *valid)

@@ -1,0 +1,386 @@
+"""Executing runs, or loading what was executed before: `results = execute_all(grid("lesions"))`."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from deepknn_lib import estimators
+from deepknn_lib.datasets import Dataset, Rows, dataset_digest, load_dataset, validation_part
+from deepknn_lib.models import Network, build_network, extract_features, weights_file
+from deepknn_lib.neighbors import majority_vote, nearest_neighbors
+from deepknn_lib.storage import data_dir, digest, repository, whole_file
+from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
+from deepknn_lib.training import collapsed, fit
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that was executed.
+
+    `arrays` holds `train_features` (N, D), `train_labels`, `train_ids`, `train_groups`, the same of the test part, and
+    `test_logits` (N, C) where there is a classifier. `history` is that of `training.fit`, empty when nothing was
+    trained. `record` has settings, class names and counts, data digest, seconds, device, versions and commit.
+    """
+
+    run: Run
+    arrays: dict[str, np.ndarray]
+    history: list[dict]
+    record: dict
+    _predicted: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether training went anywhere: not collapsed, and the training accuracy above the largest class's share."""
+        counts = self.record["class_counts"]["train"]
+        dull = 100 * max(counts) / sum(counts)
+        return not self.record["collapsed"] and (not self.history or self.history[-1]["train_acc"] > dull + 1)
+
+    def predict(self, k_predict: int | None = None) -> np.ndarray:
+        """Predicted classes of the test images, int64 (N,), by the vote of K_p neighbours or by the `SOFTMAX`."""
+        k_predict = self.run.k_predict if k_predict is None else k_predict
+        if k_predict == SOFTMAX:
+            return self.arrays["test_logits"].argmax(1)
+        if k_predict not in self._predicted:
+            names = ("test_features", "train_features", "train_labels")
+            queries, gallery, labels = (torch.from_numpy(self.arrays[name]) for name in names)
+            distances, indices = nearest_neighbors(queries, gallery, k_predict)
+            votes = majority_vote(labels[indices], distances, len(self.record["class_names"]))
+            self._predicted[k_predict] = votes.numpy()
+        return self._predicted[k_predict]
+
+
+def parts(run: Run) -> Dataset:
+    """The data of a run; with `evaluate_on="validation"` its test part is a fifth of the training part."""
+    data = load_dataset(run.dataset, run.split, run.fold, run.image_size)
+    return data if run.evaluate_on == "test" else validation_part(data)
+
+
+@cache
+def _digest_of(
+    dataset: str, split: str | None, fold: int, image_size: int, backbone: str, weights: str
+) -> str:
+    file = weights_file(backbone, weights)
+    content = dataset_digest(dataset, split or "paper", fold, image_size)
+    return digest(content, file) if file and file.is_file() else content
+
+
+def data_digest(run: Run) -> str:
+    """Digest of what a run reads: images, labels, groups, split and a file of weights; `execute` computes it anew."""
+    return _digest_of(run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
+
+
+def folder_of(run: Run) -> Path:
+    """Where a run is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`; other data, other folder."""
+    return data_dir() / "runs" / f"{run.key}-{data_digest(run)}"
+
+
+def is_done(run: Run) -> bool:
+    """Whether the run was executed before, on the same data."""
+    return (folder_of(run) / "run.json").is_file()
+
+
+def load(run: Run) -> Result:
+    """The result of a run that is done."""
+    folder = folder_of(run)
+    with np.load(folder / "features.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
+        history = [
+            {n: int(v) if n == "epoch" else float(v) for n, v in row.items()} for row in csv.DictReader(file)
+        ]
+    return Result(run, arrays, history, json.loads((folder / "run.json").read_text(encoding="utf-8")))
+
+
+def execute(run: Run, device: str = "auto") -> Result:
+    """Execute a run, or load it if that was done before on the same data; resume it if that was begun.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If the run's data, backbone, weights or device are not to be had; nothing is left behind then.
+    """
+    return execute_all([run], device)[0]
+
+
+def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
+    """Execute runs, each distinct training once: one after the other on a GPU, on CPUs side by side, a core each.
+
+    Returns
+    -------
+    list of Result
+        In the order of `runs`.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, FloatingPointError
+        From the first run that fails; those already done stay done.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    _digest_of.cache_clear()  # files may have been replaced since
+    runs, where = list(runs), pick_device(device)
+    bases = {run.base.key: run.base for run in runs if run.base and not is_done(run)}
+    waves = [
+        list(bases.values()),
+        list({run.key: run.trained for run in runs if run.key not in bases}.values()),
+    ]
+    waves = [
+        [run for run in wave if not is_done(run)] for wave in waves
+    ]  # what others start from comes first
+    todo = [run for wave in waves for run in wave]
+    for run in {run.key: run for run in runs if run.key not in {new.key for new in todo}}.values():
+        report(event="run", status="cached", label=run.label)
+    workers = min(os.cpu_count() or 1, max(map(len, waves)))
+    if where.type == "cuda" or workers <= 1:
+        order = {
+            run.key: run for one in runs for run in (one.base, one.trained) if run
+        }  # as asked, a base before its run
+        jobs = [(_carry_out(run, *_folders(run), device) for key, run in order.items() if run in todo)]
+    else:
+        parallel = Parallel(
+            workers, "loky", return_as="generator_unordered", batch_size=1, pre_dispatch="all"
+        )
+        jobs = (
+            parallel(delayed(_in_worker)(run, *_folders(run), os.getpid()) for run in wave)
+            for wave in waves
+            if wave
+        )
+    with tqdm(
+        total=len(todo), desc="training", unit="run", disable="DEEPKNN_PROGRESS" in os.environ or not todo
+    ) as bar:
+        for wave in jobs:
+            for _ in wave:
+                bar.update()
+    return [load(run) for run in runs]
+
+
+def estimate_remaining(runs: Iterable[Run], workers: int = 1) -> str:
+    """What is left of `runs` and their bases, and how long that will take by what their kind took, in a sentence."""
+    runs = {one.key: one for run in runs for one in (run.base, run.trained) if one}.values()
+    left = [run for run in runs if not is_done(run)]
+    kind, spent = ("dataset", "backbone", "image_size", "epochs", "method"), {}
+    for path in (data_dir() / "runs").glob("*/run.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        spent.setdefault(tuple(record["run"].get(name) for name in kind), []).append(record["seconds"])
+    known = [
+        np.mean(spent[about])
+        for run in left
+        if (about := tuple(getattr(run, name) for name in kind)) in spent
+    ]
+    guess = (
+        f"about {np.mean(known) * len(left) / workers / 60:.0f} minutes" if known else "time not known yet"
+    )
+    return f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} to do" + (
+        f", {guess}" if left else ""
+    )
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU if there is one; ValueError for a device that there is not."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}; choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu or auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _folders(run: Run) -> tuple[Path, Path | None, str]:
+    return folder_of(run), folder_of(run.base) if run.base else None, data_digest(run)
+
+
+def _in_worker(run: Run, folder: Path, base: Path | None, data: str, parent: int) -> None:
+    """Execute a run in a process of its own, which ends when its parent is gone."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if not any(thread.name == "watch" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="watch", daemon=True).start()
+    torch.set_num_threads(1)
+    os.environ.setdefault(
+        "DEEPKNN_PROGRESS", os.devnull
+    )  # several workers would write over one another's line
+    _carry_out(run, folder, base, data, "cpu")
+
+
+def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str) -> None:
+    """Execute `run` and leave `folder` whole; `base` is the folder of the run that it starts from, which is there."""
+    from safetensors.torch import save_file
+
+    where, started = pick_device(device), time.perf_counter()
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
+    checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
+    execute_one = _on_features if METHODS[run.method].on_features else _on_images
+    arrays, history, state, about = execute_one(run, base, checkpoint, where)
+    threads = f"cpu ({torch.get_num_threads()} threads a run)"
+    record = {"run": asdict(run)} | about
+    record |= {
+        "data": data,
+        "collapsed": collapsed(history, run.config),
+        "seconds": time.perf_counter() - started,
+    }
+    record |= {"device": torch.cuda.get_device_name() if where.type == "cuda" else threads}
+    record |= {"versions": versions(), "commit": commit()}
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        np.savez(fresh / "features.npz", **arrays)
+        save_file({n: t.contiguous().cpu() for n, t in state.items()}, fresh / "model.safetensors")
+        with open(fresh / "history.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
+            writer.writeheader()
+            writer.writerows(history)
+        (fresh / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        try:
+            fresh.rename(folder)
+        except OSError:  # another process finished the same run first; its entry is as good
+            if not (folder / "run.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    checkpoint.unlink(missing_ok=True)
+    report(event="run", status="trained", label=run.label)
+
+
+def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.device) -> tuple:
+    """Features of both parts, history, the network's tensors, and what is known of the data."""
+    from safetensors.torch import load_file
+
+    data, loss = parts(run), METHODS[run.method].loss
+    network = build_network(
+        run.backbone,
+        weights="none" if base else run.weights,
+        n_classes=len(data.class_names) if loss == "weighted-ce" else None,
+        normalize=run.normalize,
+        seed=run.seed,
+    ).to(where)
+    if base:  # its backbone; the classifier is dropped, as the paper does for deep kNN*
+        state = load_file(base / "model.safetensors")
+        own = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
+        network.backbone.load_state_dict(own)
+    both, history = {"train": data.train, "test": data.test}, []
+    about = {
+        "class_names": data.class_names,
+        "smallest": data.info["smallest"],
+        "synthetic": data.info["synthetic"],
+    }
+    counts = {part: np.bincount(held.labels, minlength=len(data.class_names)) for part, held in both.items()}
+    about["class_counts"] = {part: found.tolist() for part, found in counts.items()}
+    if loss:
+        train, labels = _on_device(data.train.images, where), torch.from_numpy(data.train.labels)
+        history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=_teller(run))
+        features = {"train": extract_features(network, train)}
+        features["test"] = extract_features(network, _on_device(data.test.images, where))
+        arrays = {f"{part}_features": found.cpu().numpy() for part, found in features.items()}
+        if network.classifier is not None:
+            with torch.no_grad():
+                arrays["test_logits"] = network.classifier(features["test"]).float().cpu().numpy()
+    else:
+        arrays = {f"{part}_features": found for part, found in _frozen(network, run, both).items()}
+    for part, held in both.items():
+        arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
+    return arrays, history, network.state_dict(), about
+
+
+def _on_device(images: "np.ndarray | Rows", device: torch.device):
+    """Images as a tensor there; on pinned pages if they would take more than half of a GPU; `Rows` stay on disk."""
+    if isinstance(images, Rows):
+        return images
+    tensor = torch.from_numpy(images)
+    crowded = device.type == "cuda" and tensor.nbytes > torch.cuda.mem_get_info(device)[0] // 2
+    return tensor.pin_memory() if crowded else tensor.to(device)
+
+
+def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
+    """Features of an untrained or pretrained backbone: the same on every split, so made once and kept by image."""
+    content = _digest_of(run.dataset, None, 1, run.image_size, run.backbone, run.weights)
+    seed = run.seed if run.weights == "none" else 0
+    name = digest(content, run.backbone, run.weights, run.normalize, str(seed))
+    path, known = data_dir() / "features" / f"{run.dataset.split(':')[0]}-{run.backbone}-{name}.npz", {}
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as stored:
+            known = dict(zip(stored["ids"].tolist(), stored["features"], strict=True))
+    if not all(i in known for held in both.values() for i in held.ids.tolist()):
+        for held in both.values():
+            images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
+            known |= dict(
+                zip(held.ids.tolist(), extract_features(network, images).cpu().numpy(), strict=True)
+            )
+        with whole_file(path) as temporary:
+            np.savez(temporary, ids=np.array(list(known)), features=np.stack(list(known.values())))
+    return {part: np.stack([known[i] for i in held.ids.tolist()]) for part, held in both.items()}
+
+
+def _on_features(run: Run, base: Path, *_) -> tuple:
+    """The same for a method that learns on the feature vectors of the base run (Table 3)."""
+    with np.load(base / "features.npz", allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    record = json.loads((base / "run.json").read_text(encoding="utf-8"))
+    estimator = estimators.from_run(run)
+    estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=_teller(run))
+    if SOFTMAX in METHODS[run.method].votes:
+        arrays["test_logits"] = estimator.logits(arrays["test_features"])
+    arrays |= {name: estimator.transform(arrays[name]) for name in ("train_features", "test_features")}
+    about = {name: record[name] for name in ("class_names", "smallest", "synthetic", "class_counts")}
+    return arrays, estimator.history_, estimator.state(), about
+
+
+def _teller(run: Run):
+    """What reports an epoch of this run."""
+
+    def tell(row: dict) -> None:
+        active = "" if np.isnan(row["active"]) else f", {row['active']:.0%} active"
+        spent = row["seconds"] + row["eval_seconds"]
+        text = f"{run.label}: epoch {row['epoch']}/{run.epochs}, loss {row['loss']:.3f}{active}, "
+        report(event="epoch", text=f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
+
+    return tell
+
+
+def report(**event: str) -> None:
+    """Tell whoever runs the notebooks; on a terminal epochs go to stderr, one line that is rewritten."""
+    path = os.environ.get("DEEPKNN_PROGRESS")
+    if path:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+    elif event["event"] == "epoch" and sys.stderr.isatty():
+        print(f"\r\033[K{event['text']}", end="", file=sys.stderr, flush=True)
+
+
+def versions() -> str:
+    """Versions that a result depends on, in one line."""
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "timm", "numpy"))
+    return f"python {platform.python_version()}, {packages}"
+
+
+def commit() -> str:
+    """Short hash of the checkout's commit, with `+` when files differ from it; empty outside git."""
+    git = ["git", "-C", str(repository())]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

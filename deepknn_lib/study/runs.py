@@ -1,0 +1,215 @@
+"""What a run is: a method on a data set with all its settings, frozen and hashable; and the grids of a comparison."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from deepknn_lib.criteria import LOSSES
+from deepknn_lib.models import NORMALIZE, SMALL
+from deepknn_lib.storage import digest
+from deepknn_lib.training import TrainingConfig
+
+CODE = 3  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
+SOFTMAX = 0  # the K_p of results rows that are judged by the network's own classifier
+
+
+class Method(NamedTuple):
+    """What sets a method apart; `loss` None: nothing is trained. `votes` are the values of K_p reported.
+
+    `base` is the method whose network it starts from or, `on_features`, whose features it is trained on (Table 3).
+    """
+
+    title: str
+    loss: str | None
+    votes: tuple[int, ...] = (1, 5)
+    base: str | None = None
+    on_features: bool = False
+
+
+METHODS = {
+    "knn": Method("kNN, untrained or pretrained features", None),
+    "triplet": Method("kNN, batch-hard triplet", "triplet"),
+    "semi-hard": Method("kNN, semi-hard triplet", "semi-hard"),
+    "deep-knn": Method("deep kNN", "deep-knn"),
+    "weighted-ce": Method("weighted cross-entropy", "weighted-ce", votes=(SOFTMAX,)),
+    "ce-knn": Method("kNN, cross-entropy features", None, base="weighted-ce"),
+    "deep-knn-ft": Method("deep kNN*, from cross-entropy", "deep-knn", base="weighted-ce"),
+    "triplet-ft": Method("kNN, batch-hard triplet, from cross-entropy", "triplet", base="weighted-ce"),
+    "deep-knn-global": Method("deep kNN, whole-set search", "deep-knn"),
+    "supcon": Method("kNN, SupCon", "supcon"),
+    "proxy-anchor": Method("kNN, ProxyAnchor", "proxy-anchor"),
+    "multi-similarity": Method("kNN, MultiSimilarity", "multi-similarity"),
+    "nca-loss": Method("kNN, NCA loss", "nca-loss"),
+    "nca": Method("NCA", "nca", base="knn", on_features=True),
+    "lmnn": Method("LMNN", "lmnn", base="knn", on_features=True),
+    "mlp-triplet": Method("MLP + triplet", "triplet", base="knn", on_features=True),
+    "mlp-ce": Method("MLP + cross-entropy", "weighted-ce", (SOFTMAX, 1, 5), base="knn", on_features=True),
+    "mlp-deep-knn": Method("MLP + deep kNN", "deep-knn", base="knn", on_features=True),
+}
+TABLE2 = ("knn", "triplet", "deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
+TABLE3 = ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce", "mlp-deep-knn")
+TABLE4 = ("ce-knn", "deep-knn")
+
+# Settings that a profile gives to all its methods ("all"), then to one data set, then to one method. Learning rates,
+# margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
+# (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
+PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
+_SHARED = (
+    "split",
+    "fold",
+    "seed",
+    "image_size",
+    "evaluate_on",
+    "backbone",
+    "weights",
+    "epochs",
+)  # with a base
+
+
+@dataclass(frozen=True)
+class Run(TrainingConfig):
+    """One training and how it is judged: hashable, and the same wherever it is executed.
+
+    `dataset`, `split`, `fold` and `image_size` are those of `datasets.load_dataset`, `backbone` and `weights` those of
+    `models.build_network`, `normalize` is that of `models.Network`. `method` is one of `METHODS` and gives the `loss`;
+    `seed` is also that of the initialisation. `k_predict` is the paper's K_p, or `SOFTMAX`. `evaluate_on` is `test`, or
+    `validation` for a fifth of the training part. `base` is the run whose network or features this one starts from.
+    """
+
+    dataset: str = "lesions"
+    method: str = "deep-knn"
+    split: str = "paper"
+    fold: int = 1
+    backbone: str = SMALL
+    weights: str = "none"
+    image_size: int = 48
+    k_predict: int = 5
+    normalize: str = "batch-l2"
+    evaluate_on: str = "test"
+    base: "Run | None" = None
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        method = METHODS[self.method]
+        object.__setattr__(self, "loss", method.loss if method.loss in LOSSES else "deep-knn")
+        super().__post_init__()
+        if self.k_predict < (SOFTMAX if method.loss == "weighted-ce" else 1):
+            raise ValueError(
+                f"k_predict must be at least 1 (cross-entropy: {SOFTMAX} is its softmax), got {self.k_predict}"
+            )
+        if self.search_every and method.on_features:
+            raise ValueError(
+                f"{self.method} cannot search the whole set while it trains; leave search_every at 0"
+            )
+        if self.normalize not in NORMALIZE:
+            raise ValueError(f"unknown normalize {self.normalize!r}; choose one of {', '.join(NORMALIZE)}")
+        if self.evaluate_on not in ("test", "validation"):
+            raise ValueError(f"evaluate_on is 'test' or 'validation', got {self.evaluate_on!r}")
+        if (method.base is None) != (self.base is None):
+            raise ValueError(
+                f"{self.method} {'takes no' if self.base else 'needs a'} base run; see make_run()"
+            )
+
+    @property
+    def config(self) -> TrainingConfig:
+        """The training settings of this run."""
+        return TrainingConfig(**{f.name: getattr(self, f.name) for f in fields(TrainingConfig)})
+
+    @property
+    def trained(self) -> "Run":
+        """The run whose training this one uses: itself, or its base when it trains nothing of its own."""
+        return self.base if METHODS[self.method].loss is None and self.base else self
+
+    @property
+    def key(self) -> str:
+        """The same for runs that differ only in how many neighbours vote, or in what their method does not use."""
+        run = self.trained
+        method, what = (
+            METHODS[run.method],
+            asdict(run) | {"base": run.base and run.base.key, "k_predict": CODE},
+        )
+        unused = {
+            "weighted-ce": {"k", "m", "margin", "soft", "search_every"},
+            None: {f.name for f in fields(TrainingConfig)},
+        }
+        what = {
+            name: value
+            for name, value in what.items()
+            if name not in unused.get(method.loss, {"class_power"})
+        }
+        seed = run.seed if method.loss or run.weights == "none" else 0
+        settings = digest(str(sorted(what.items())), str(seed))
+        return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{seed}-{settings}"
+
+    @property
+    def label(self) -> str:
+        """For progress lines."""
+        return f"{self.method} · {self.dataset} · {self.split} split · seed {self.seed}"
+
+
+def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run:
+    """The run of a method under a profile, with any field changed by name; ValueError for a name that there is not."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; choose one of {', '.join(PROFILES)}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    names = [f.name for f in fields(Run)]
+    if unknown := set(changes) - set(names):
+        raise ValueError(f"a Run has no field {', '.join(sorted(unknown))}; it has {', '.join(names)}")
+    own, kind = PROFILES[profile], METHODS[method]
+    settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
+    if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
+        settings = {"normalize": "none"} | settings
+    if kind.loss == "weighted-ce":  # its batches need no positives
+        settings |= {"sampling": "random", "classes_per_batch": None}
+    if method == "deep-knn-global":
+        settings = {"search_every": 20} | settings
+    if kind.base:
+        shared = {name: value for name, value in changes.items() if name in _SHARED}
+        settings["base"] = make_run(dataset, kind.base, profile, **shared)
+    return Run(**{"dataset": dataset, "method": method, "k_predict": kind.votes[-1]} | settings | changes)
+
+
+def grid(
+    dataset: str,
+    profile: str = "demo",
+    methods: Iterable[str] = TABLE2,
+    split_names: Iterable[str] = ("paper", "grouped"),
+    seeds: Iterable[int] | None = None,
+    **changes,
+) -> list[Run]:
+    """The runs of a comparison, so ordered that every seed finished is a whole one; `changes` as in `make_run`."""
+    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
+    order = [(seed, split, method) for seed in seeds for split in split_names for method in methods]
+    return [make_run(dataset, m, profile, split=split, seed=seed, **changes) for seed, split, m in order]
+
+
+def sweeps(
+    dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1), **given
+) -> dict[str, list[Run]]:
+    """Deep kNN with its settings changed, split by lesion: the runs of the notebook on sensitivity.
+
+    `K and M`: the grid of Table S3, K_p = K, in full length, K = M = 5 among them. `search`: neighbours from the whole
+    training set. `margin` and `batches`: with the profile's short training, the default among them.
+    """
+    short = PROFILES[profile]["short"]
+
+    def runs(method: str = "deep-knn", **changes) -> list[Run]:
+        return [
+            make_run(dataset, method, profile, split="grouped", seed=seed, **given, **changes)
+            for seed in seeds
+        ]
+
+    margins = [("batch-l2", margin) for margin in (0.05, 0.2, 0.5, 1.0)] + [("l2", 0.5)]
+    margins += [("none", margin) for margin in (0.2, 1.0, 5.0)]
+    return {
+        "K and M": [r for k in (3, 5, 7) for m in (1, 5, 9) for r in runs(k=k, m=m, k_predict=k)],
+        "search": runs("deep-knn-global"),
+        "margin": [r for kind, margin in margins for r in runs(**short, normalize=kind, margin=margin)],
+        "batches": [
+            r for mode in ("balanced", "proportional", "random") for r in runs(**short, sampling=mode)
+        ],
+    }

@@ -1,0 +1,105 @@
+"""Figures: what is drawn where, readable labels and colours, and the files that are written."""
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import result
+from PIL import Image
+
+from deepknn_lib.storage import figures_dir
+from deepknn_lib.study import figures, notebook
+from deepknn_lib.study import results as tables
+from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_every_method_has_a_colour_of_its_own_that_is_told_apart_from_those_beside_it():
+    assert set(figures.COLORS) == set(METHODS) and len(set(figures.COLORS.values())) == len(METHODS)
+    for together in ((*TABLE2, "triplet-ft", "deep-knn-global"), TABLE3):
+        rgb = np.array([matplotlib.colors.to_rgb(figures.COLORS[method]) for method in together])
+        apart = np.linalg.norm(rgb[:, None] - rgb, axis=2) + 9 * np.eye(len(rgb))
+        assert apart.min() > 0.25, (together, apart.min())
+
+
+def test_a_comparison_draws_each_mean_and_interval_in_its_methods_row():
+    quality = {"knn": 0.5, "deep-knn": 0.8}
+    found = [
+        result(m, seed, split=split, quality=q)
+        for split in ("paper", "grouped") for m, q in quality.items() for seed in (0, 1)
+    ]  # fmt: skip
+    table = tables.summary(found)
+    axes = figures.comparison(table).axes
+    assert len(axes) == 3 and axes[0].get_ylabel() and all(axis.get_xlabel() == "per cent" for axis in axes)
+    names = [text.get_text() for text in axes[0].get_yticklabels()]
+    assert names[3] == "deep kNN, $K_p$ = 5" and len(names) == 4
+    for axis, score in zip(axes, tables.SCORES, strict=True):
+        drawn = {(round(line.get_ydata()[0]), tuple(line.get_xdata())) for line in axis.lines}
+        for number, row in enumerate(table.to_dict("records")):
+            interval = row[f"{score}_low"], row[f"{score}_high"]
+            assert {(number % 4, (row[score],)), (number % 4, interval)} <= drawn
+
+
+def test_convergence_draws_the_mean_over_runs_with_its_range_and_names_both_axes():
+    history = pd.DataFrame({"method": "deep-knn", "epoch": [1, 2, 1, 2], "train_acc": [50.0, 60, 70, 100]})
+    history["mean_pairwise_distance"] = np.nan
+    figure = figures.convergence([("a", history, "train_acc"), ("b", history, "mean_pairwise_distance")])
+    line, band = figure.axes[0].lines[0], figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert line.get_ydata().tolist() == [60, 80] and {50, 60, 70, 100} == set(band)
+    assert not figure.axes[1].lines and figure.axes[1].get_ylabel() == "mean pairwise distance"
+    assert figure.axes[0].get_ylabel() == "training accuracy, per cent"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["deep kNN"]
+
+
+def test_an_embedding_draws_every_point_and_the_rarest_class_last():
+    points, labels = np.arange(12.0).reshape(6, 2), np.array([1, 1, 1, 0, 0, 2])
+    figure = figures.embedding([("map", points, labels)] * 3, ["a", "b", "c"])
+    drawn = [part.get_offsets().tolist() for part in figure.axes[0].collections]
+    assert [len(part) for part in drawn] == [3, 2, 1] and drawn[2] == [points[5].tolist()]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+
+
+def test_neighbours_have_a_frame_that_tells_their_class_and_grids_show_their_images():
+    images = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 4), dtype=np.uint8)
+    row = {"title": "lesion 1", "query": images[0], "images": images, "texts": "xy", "same": [True, False]}
+    axes = figures.neighbors([row, row | {"query": None, "marked": [False, True]}]).axes
+    assert np.array_equal(axes[2].images[0].get_array(), images[0].transpose(1, 2, 0)) and not axes[4].images
+    edges = [matplotlib.colors.to_hex(axis.spines["left"].get_edgecolor()) for axis in axes[2:4]]
+    assert edges == [figures.SAME, figures.OTHER]
+    assert [axis.title.get_fontweight() for axis in axes[6:8]] == ["normal", "bold"]
+    grid = figures.image_grid([images, images[:1, :1]], ["a", "b"], columns=3).axes
+    assert [len(axis.images) for axis in grid] == [1, 1, 0, 1, 0, 0]
+
+
+def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "display", shown.append)
+    figure, axis = plt.subplots()
+    axis.plot([0, 1])
+    notebook.show_figure(figure, "f", "Title", "Caption.", "A line.")
+    with Image.open(figures_dir() / "f.png") as image:
+        words = {name: image.info[name] for name in ("Title", "Description", "Comment")}
+    assert list(words.values()) == ["Title", "Caption.", "A line."] and not plt.get_fignums()
+    assert (figures_dir() / "f.pdf").read_bytes().startswith(b"%PDF") and shown[0].alt == "A line."
+    notebook.show_table(pd.DataFrame({"n": [1]}), "t", "A table")
+    written = "**A table**\n\n| n |\n| ---: |\n| 1 |\n"
+    assert [item.data for item in shown[1:]] == ["**Title.** Caption.", written]
+
+
+def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("DEEPKNN_PROFILE", "smoke")
+    session = notebook.start(device="cpu")
+    assert (session.profile, session.seeds, session.device) == ("smoke", (0, 1), "cpu")
+    assert "profile smoke, data set lesions, seeds 0, 1, device cpu\npython 3" in capsys.readouterr().out
+    assert notebook.start("demo", seeds="5,7", device="cpu").seeds == (5, 7)
+    for wrong, told in ({"profile": "big"}, "unknown profile"), ({"seeds": "0,a"}, "whole numbers"):
+        with pytest.raises(ValueError, match=told):
+            notebook.start(**wrong)

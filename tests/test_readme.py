@@ -1,0 +1,193 @@
+"""The numbers of README and docs/RESULTS.md are those of the committed rows, and the code in README runs."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from deepknn_lib import cli
+from deepknn_lib.study import claims, results
+from deepknn_lib.study.runs import METHODS, SOFTMAX
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "data" / "results"
+README, RESULTS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/RESULTS.md"))
+SKIN7 = [("skin7", "paper"), ("skin7", "grouped")]
+OTHERS = [("chestxray3", "paper"), ("chestxray3", "grouped"), ("sd198", "paper")]
+ACC_MCR, ALL = ("acc", "mcr"), ("acc", "mcr", "rs")
+
+
+def rows(*names: str, query: str = "seed >= 0") -> pd.DataFrame:
+    tables = [pd.read_csv(FOLDER / f"{name}_runs.csv").fillna({"weights": "none"}) for name in names]
+    return pd.concat(tables).query(query)
+
+
+def cells(row, scores=ACC_MCR, between=" / ") -> str:
+    return between.join(f"{row[score]:.1f}" for score in scores)
+
+
+def of_methods(names, columns, scores):
+    """Lines of a table with a method each, and a data set and split a column."""
+    table = results.over_seeds(rows(*names, query=f"k_predict in (5, {SOFTMAX})"))
+    shown = map(" / ".join, zip(*(results.with_sd(table, score) for score in scores), strict=True))
+    keys = table[["dataset", "split", "method", "k_predict"]].itertuples(index=False, name=None)
+    found = dict(zip(keys, shown, strict=True))
+    votes = [(method, k) for method in METHODS for k in (SOFTMAX, 5) if (*columns[0], method, k) in found]
+    assert len(found) == len(table) == len(votes) * len(columns)
+    return [[results.method_title(*vote), *(found[(*column, *vote)] for column in columns)] for vote in votes]
+
+
+def of_the_ladder():
+    start = {
+        "image_size": 64,
+        "epochs": 8,
+        "margin": 0.5,
+        "backbone": "resnet18",
+        "weights": "pqf",
+        "split": "paper",
+    }
+    words = {
+        "image_size": "{:g} pixels",
+        "epochs": "{:g} epochs",
+        "margin": "α = {:g}",
+        "backbone": "ResNet-50",
+    }
+    words |= {"weights": "no pretrained weights", "split": "split by lesion"}
+    query = "method == 'deep-knn' and seed == 0 and k_predict == 5"
+    for row in rows("skin7_finetune", "skin7_ladder", query=query).to_dict("records"):
+        changed = [words[name].format(row[name]) for name, value in start.items() if row[name] != value]
+        nothing = "nothing: ResNet-18, 64 pixels, 8 epochs, α = 0.5, by image"
+        yield [" and ".join(changed) or nothing, cells(row, ALL, " | ")]
+
+
+def of_frozen_features():
+    names = ("skin7_table3", "sd198_pretrained", "chestxray3_pretrained")
+    for row in rows(*names, query="method == 'knn' and seed == 0").to_dict("records"):
+        group = "patient" if row["dataset"] == "chestxray3" else "lesion"
+        split = "by image" if row["split"] == "paper" else f"by {group}"
+        yield [row["dataset"], str(row["k_predict"]), split, cells(row, between=" | ")]
+
+
+def of_k_m_and_search():
+    deep = rows("skin7_sweeps", query="method == 'deep-knn'")
+    for k in (3, 5, 7):
+        means = [deep.query(f"k == k_predict == {k} and m == {m}").mean(numeric_only=True) for m in (1, 5, 9)]
+        yield [str(k), *map(cells, means)]
+    votes = deep.query("k == m == 5").groupby("k_predict")[["acc", "mcr"]].mean()
+    yield ["Acc / MCR", *(cells(row) for _, row in votes.iterrows())]
+    where = {"ResNet-18 with ImageNet weights": ("skin7_finetune", "skin7_finetune_search")}
+    for words, names in (where | {"small network from scratch": ("skin7_demo", "skin7_sweeps")}).items():
+        found = rows(*names, query="split == 'grouped' and k_predict == 5 and seed < 2")
+        found = found.query("method != 'deep-knn' or k == m == 5").groupby("method")[["acc", "mcr"]].mean()
+        yield [words, *(cells(found.loc[method]) for method in ("knn", "deep-knn", "deep-knn-global"))]
+
+
+def of_commits():
+    for path in FOLDER.glob("*_runs.csv"):
+        yield [f"`{path.name}`", ", ".join(sorted(set(pd.read_csv(path)["commit"].astype(str))))]
+
+
+def of_verdicts():
+    found = claims.verdicts(pd.read_csv(FOLDER / "skin7_evidence.csv"))
+    found["words"] = list(map(in_words, found["verdict"], found["why"]))
+    words = found.pivot(index="claim", columns="split", values="words")
+    why = found.set_index(["claim", "split"])["why"]
+    assert all(why["C6", split].startswith("7 of 10 comparisons hold") for split in ("paper", "grouped"))
+    assert why["C9", "grouped"].startswith("10 of 24 comparisons hold, 12 undecided")
+    assert "7 of 10 comparisons" in README and "10 of 24 comparisons hold" in README
+    for claim, text in results.paper("claims").itertuples(index=False):
+        yield [claim, text, words.loc[claim, "paper"], words.loc[claim, "grouped"]]
+
+
+def in_words(verdict: str, why: str) -> str:
+    """The word that README and docs/RESULTS.md use for a verdict of the library."""
+    if verdict != "not replicated":
+        return verdict.replace("replicated", "holds")
+    if "the other way" in why.partition(";")[0]:
+        return "contradicted"
+    return "undecided" if why.startswith("0 of") else "holds in part"
+
+
+DEMO = ["skin7_demo", "chestxray3_demo", "sd198_demo"]
+TABLES = {
+    "fine-tuned": (lambda: of_methods(["skin7_finetune"], SKIN7, ALL), 7),
+    "from scratch": (lambda: of_methods(DEMO, SKIN7 + OTHERS, ACC_MCR), 7),
+    "fixed features": (lambda: of_methods(["skin7_table3"], SKIN7, ALL), 7),
+    "ladder": (of_the_ladder, 10),
+    "frozen features": (of_frozen_features, 10),
+    "K, M and search": (of_k_m_and_search, 6),
+    "commits": (of_commits, 12),
+    "verdicts": (of_verdicts, 10),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_are_those_of_the_committed_rows(table):
+    make, least = TABLES[table]
+    lines = [f"| {' | '.join(parts)} |" for parts in make()]
+    assert len(lines) >= least and not [line for line in lines if line not in RESULTS]
+
+
+def test_intervals_are_those_of_the_committed_differences():
+    def rounded(*values):
+        return tuple(f"{value + 0:.1f}".replace("-", "−") for value in values)
+
+    tables = [pd.read_csv(path) for path in (*FOLDER.glob("*_differences.csv"), FOLDER / "skin7_leak.csv")]
+    numbers = pd.concat(tables)[["difference", "low", "high"]]
+    known = {rounded(*row) for row in numbers.itertuples(index=False)}
+    number = r"([−+]?\d+(?:\.\d+)?)"
+    for text, least in ((README, 8), (RESULTS, 20)):
+        said = re.findall(rf"{number}[^\[\d]{{0,40}}\s\[{number}, {number}\]", text)
+        assert len(said) == len(re.findall(r"\[[−+]?\d+\.\d, ", text)) >= least
+        assert not {tuple(value.replace("+", "") for value in triple) for triple in said} - known
+
+
+def test_pairs_of_acc_and_mcr_are_of_some_rows_or_of_the_paper():
+    ours = rows(*(path.stem.removesuffix("_runs") for path in FOLDER.glob("*_runs.csv")))
+    tables = [ours, results.over_seeds(ours), results.over_seeds(ours[ours["seed"] < 2])]
+    tables += [results.paper(name) for name in ("table2", "table3")]
+    known = {cells(row) for table in tables for row in table.to_dict("records")}
+    text = "\n".join(line for line in (README + RESULTS).splitlines() if "±" not in line)
+    said = re.findall(r"(\d+\.\d / \d+\.\d)(?: / \d+\.\d)?", text)
+    assert len(said) >= 25 and not set(said) - known
+    acc = results.paper("table3").set_index("method")["acc"]
+    ahead = [f"{acc['mlp-deep-knn'] - acc[rival]:.1f}" for rival in ("lmnn", "mlp-ce")]
+    assert re.search("{} points of Acc ahead of LMNN .* and {} ahead of MLP".format(*ahead), RESULTS)
+
+
+def test_reading_path_names_every_notebook_with_its_minutes():
+    for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+        minutes = json.loads(path.read_text(encoding="utf-8"))["metadata"]["deepknn"]["minutes"]["demo"]
+        said = "< 1" if minutes < 0.75 else f"{minutes:.0f}"
+        assert re.search(rf"^\| \[{path.name[:2]}\]\(notebooks/{path.name}\) \|.*\| {said} \|$", README, re.M)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_python_blocks_run():
+    loss, estimator = {}, {}
+    for block, names in zip(blocks("python"), (loss, estimator), strict=True):
+        exec(block, names)
+    assert loss["predicted"].shape == loss["labels"].shape and loss["features"].grad.isfinite().all()
+    assert (estimator["kinds_again"] == estimator["kinds"]).mean() > 0.9
+    assert estimator["embedding"].shape == (178, 128)
+
+
+def test_command_for_ones_own_images_runs(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / "path/to/my_images" / ("healthy" if number % 2 else "ill") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((100 * (number % 2) + rng.integers(0, 60, (40, 50, 3))).astype(np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    lines = "\n".join(blocks("bash")).splitlines()
+    arguments = next(line for line in lines if line.startswith("python -m deepknn_lib run")).split()[3:]
+    assert cli.main([*arguments, "--profile", "smoke", "--device", "cpu"]) == 0
+    assert (tmp_path / arguments[arguments.index("--out") + 1] / "model.safetensors").is_file()
+    assert '"k_predict": 5' in capsys.readouterr().out.splitlines()[-1]
