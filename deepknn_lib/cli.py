@@ -25,31 +25,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="python -m deepknn_lib", description="Deep kNN, reproduced.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    notebooks = commands.add_parser("notebooks", help="run the notebooks in order (what run_all.sh does)")
-    runner.add_arguments(notebooks)
-    notebooks.set_defaults(run=runner.run)
-    datasets = commands.add_parser(
-        "datasets", help="list the data sets, their licences, and whether each is there"
-    )
-    datasets.set_defaults(run=_datasets)
-    download = commands.add_parser("download", help="get a data set, or be told how")
-    download.set_defaults(run=_download)
-    verify = commands.add_parser("verify", help="check a data set before anything is trained on it")
-    verify.add_argument(
-        "--out", type=Path, metavar="FILE", help="the findings as CSV (default: in the data folder)"
-    )
-    verify.set_defaults(run=_verify)
-    for command in (download, verify):
-        command.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
 
-    run = commands.add_parser("run", help="train and judge one method once")
+    def command(name: str, run, text: str):
+        made = commands.add_parser(name, help=text)
+        made.set_defaults(run=run)
+        return made
+
+    runner.add_arguments(
+        command("notebooks", runner.run, "run the notebooks in order (what run_all.sh does)")
+    )
+    command("datasets", _datasets, "list the data sets, their licences, and whether each is there")
+    download = command("download", _download, "get a data set, or be told how")
+    verify = command("verify", _verify, "check a data set before anything is trained on it")
+    verify.add_argument("--out", type=Path, metavar="FILE", help="the findings as CSV")
+    for one in (download, verify):
+        one.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
+
+    run = command("run", _run, "train and judge one method once")
     run.add_argument("--method", required=True, choices=METHODS)
     run.add_argument("--split", default="paper", choices=("paper", "grouped"))
     run.add_argument("--seed", type=int, default=0)
-    run.set_defaults(run=_run)
-    grid = commands.add_parser(
-        "grid", help="train and judge all methods, seeds and splits; resumes where it stopped"
-    )
+    run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
+    grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
     grid.add_argument("--methods", type=_list, metavar="A,B", help="default: those of the paper's Table 2")
     grid.add_argument(
         "--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="default: both"
@@ -58,27 +55,20 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--sweeps", action="store_true", help="then whole-set search, and K and M as in Table S3"
     )
+    grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
-    grid.set_defaults(run=_grid)
-    for command, several, out in (
-        (run, "", "also copy the run's files there"),
-        (grid, " (several: A,B)", "rows as CSV"),
-    ):
-        command.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
-        command.add_argument(
+    for one, several in ((run, ""), (grid, "; several with commas")):
+        one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
+        one.add_argument(
             "--profile", default="demo", choices=PROFILES, help="settings (default: %(default)s)"
         )
-        command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-        command.add_argument("--out", type=Path, metavar="PATH", help=out)
-        settings = command.add_argument_group("settings of the run, in place of the profile's")
+        one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+        settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
-            kind = type(field.default) if field.default is not None else int
-            how = (
-                {"action": argparse.BooleanOptionalAction}
-                if kind is bool
-                else {"type": kind, "metavar": kind.__name__}
-            )
-            settings.add_argument(f"--{field.name.replace('_', '-')}", default=None, **how)
+            kind = int if field.default is None else type(field.default)
+            how = {"type": kind, "metavar": kind.__name__}
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
+            settings.add_argument(f"--{field.name.replace('_', '-')}", **how)
     return parser
 
 
@@ -87,12 +77,9 @@ def _list(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _list(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give whole numbers with commas between, like 0,1,2"
-        ) from None
+    if not all(part.isdecimal() for part in _list(text)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, like 0,1,2")
+    return [int(part) for part in _list(text)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,9 +103,10 @@ def _datasets(_: argparse.Namespace) -> None:
         counts = (
             f" {sum(entry.counts.values()):,} images in {len(entry.counts)} classes." if entry.counts else ""
         )
-        print(f"{name}: {entry.title}.{counts} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
-        if entry.page:
-            print(f"    page: {entry.page}")
+        page = f"\n    page: {entry.page}" if entry.page else ""
+        print(
+            f"{name}: {entry.title}.{counts} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}{page}"
+        )
 
 
 def _download(arguments: argparse.Namespace) -> None:
@@ -137,8 +125,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _changes(arguments: argparse.Namespace) -> dict:
     from deepknn_lib.study.runs import Run
 
-    names = [field.name for field in fields(Run) if field.name not in _CHOSEN]
-    return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    given = {field.name: getattr(arguments, field.name) for field in fields(Run) if field.name not in _CHOSEN}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -157,31 +145,24 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _grid(arguments: argparse.Namespace) -> None:
     from deepknn_lib.storage import whole_file
-    from deepknn_lib.study import results
+    from deepknn_lib.study import results, runs
     from deepknn_lib.study.experiments import estimate_remaining, execute_all, pick_device
-    from deepknn_lib.study.runs import PROFILES, TABLE2, grid, sweeps
 
-    own = arguments.dataset.startswith("folder:")  # a path may have commas
+    own, profile = arguments.dataset.startswith("folder:"), arguments.profile  # a path may have commas
     names, changes = [arguments.dataset] if own else _list(arguments.dataset), _changes(arguments)
-    seeds, methods = arguments.seeds or PROFILES[arguments.profile]["seeds"], arguments.methods or TABLE2
-    # in an order that makes every finished run count: a whole comparison on every set, then the next seed
-    order = [(seed, name) for seed in seeds for name in names]
-    runs = [
-        run
-        for seed, name in order
-        for run in grid(name, arguments.profile, methods, arguments.splits, (seed,), **changes)
-    ]
-    compared = len(runs)
-    if arguments.sweeps:
-        swept = [sweeps(name, arguments.profile, (seed,), **changes) for seed, name in order]
-        runs += [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
+    # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
+    order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
+    what = (arguments.methods or runs.TABLE2, arguments.splits)
+    compared = [run for s, name in order for run in runs.grid(name, profile, *what, (s,), **changes)]
+    swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
+    asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
     workers = 1 if pick_device(arguments.device).type == "cuda" else os.cpu_count() or 1
-    print(estimate_remaining(runs, workers), file=sys.stderr)
-    done = execute_all(runs, arguments.device)
+    print(estimate_remaining(asked, workers), file=sys.stderr)
+    done = execute_all(asked, arguments.device)
     for path, table in ((arguments.out, results.results_table), (arguments.history, results.history_table)):
         if path:
             with whole_file(path) as temporary:
                 table(done).to_csv(temporary, index=False, float_format="%.6g")
     for name in names:
-        mine = results.summary(result for result in done[:compared] if result.run.dataset == name)
+        mine = results.summary(result for result in done[: len(compared)] if result.run.dataset == name)
         print(results.markdown(results.readable(mine)))

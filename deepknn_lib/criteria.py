@@ -25,21 +25,38 @@ def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
         return CrossEntropy(weights).to(network.device)
     if config.loss == "deep-knn":
         return WholeSet(config, network, inputs, labels) if config.search_every else DeepKNN(config)
-    with torch.random.fork_rng(devices=[]):  # the proxies' first values come from the seed, as the network's do
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the proxies' first values come from the seed, as the network's do
         torch.manual_seed(config.seed)
         return Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
 
 
+def collapsed(history: list[dict], config) -> bool:
+    """Whether a triplet loss ended at its value for one point, with (nearly) all features in one point.
+
+    When every distance is 0 each hinge equals α (a soft one ln 2): all triplets are active and nothing is learnt.
+    """
+    if config.loss not in ("deep-knn", *TRIPLETS) or not history:
+        return False
+    last, settled = history[-1], math.log(2) if config.soft else config.margin
+    return last["mean_pairwise_distance"] < settled / 2 and last["loss"] > 0.8 * settled
+
+
 class DeepKNN(nn.Module):
-    """`losses.deep_knn_loss`."""
+    """The deep kNN loss with neighbours from the batch: `losses.deep_knn_loss`."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
 
+    def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 2 for all anchors, positives and negatives, and which of them exist."""
+        return deep_knn_terms(features, labels, self.config.k, self.config.m, self.config.margin)
+
     def forward(self, features: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         """Loss and active share."""
-        terms, valid = deep_knn_terms(features, labels, self.config.k, self.config.m, self.config.margin)
+        terms, valid = self.terms(features, labels)
         return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
 
 
@@ -48,9 +65,8 @@ class WholeSet(DeepKNN):
 
     def __init__(self, config, network: Network, inputs, labels: Tensor):
         super().__init__(config)
-        self.search = lambda: whole_set_neighbors(
-            extract_features(network, inputs), labels, config.k, config.m
-        )
+        count = (config.k, config.m)
+        self.search = lambda: whole_set_neighbors(extract_features(network, inputs), labels, *count)
 
     def extend(self, step: int, anchors: Tensor) -> Tensor:
         """The batch: indices of the anchors, then of each anchor's K positives, then of each one's M negatives."""
@@ -59,14 +75,13 @@ class WholeSet(DeepKNN):
         self.near = Neighbors(*(part[anchors] for part in self.whole))
         return torch.cat([anchors, self.near.positive.flatten(), self.near.negative.flatten()])
 
-    def forward(self, features: Tensor, *_) -> tuple[Tensor, Tensor]:
-        """Loss and active share."""
-        terms, valid = whole_set_terms(features, self.near, self.config.margin)
-        return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
+    def terms(self, features: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 2 of a batch that `extend` made."""
+        return whole_set_terms(features, self.near, self.config.margin)
 
 
 class CrossEntropy(nn.Module):
-    """Class-weighted cross-entropy of the logits."""
+    """Cross-entropy of the logits with a weight for each class."""
 
     def __init__(self, weights: Tensor):
         super().__init__()
@@ -84,26 +99,19 @@ class Rival(nn.Module):
         super().__init__()
         from pytorch_metric_learning import distances, losses, miners, reducers
 
-        euclidean = distances.LpDistance(normalize_embeddings=False)
-        margin = 0 if config.soft else config.margin
-        every_term = reducers.DoNothingReducer()
-        triplet = {"margin": margin, "smooth_loss": config.soft, "distance": euclidean, "reducer": every_term}
         self.triplets, self.active_above = config.loss in TRIPLETS, math.log(2) if config.soft else 0
-        table = {
-            "triplet": lambda: (
-                losses.TripletMarginLoss(**triplet),
-                miners.BatchHardMiner(distance=euclidean),
-            ),
-            "semi-hard": lambda: (
-                losses.TripletMarginLoss(**triplet),
-                miners.TripletMarginMiner(config.margin, "semihard", distance=euclidean),
-            ),
+        euclidean = {"distance": distances.LpDistance(normalize_embeddings=False)}
+        margin = {"margin": 0 if config.soft else config.margin, "smooth_loss": config.soft}
+        triplet = losses.TripletMarginLoss(**margin, **euclidean, reducer=reducers.DoNothingReducer())
+        semi_hard = miners.TripletMarginMiner(config.margin, "semihard", **euclidean)
+        self.loss, self.miner = {
+            "triplet": lambda: (triplet, miners.BatchHardMiner(**euclidean)),
+            "semi-hard": lambda: (triplet, semi_hard),
             "supcon": lambda: (losses.SupConLoss(), None),
             "proxy-anchor": lambda: (losses.ProxyAnchorLoss(n_classes, n_features), None),
             "multi-similarity": lambda: (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
             "nca-loss": lambda: (losses.NCALoss(), None),
-        }
-        self.loss, self.miner = table[config.loss]()
+        }[config.loss]()
 
     def forward(self, features: Tensor, labels: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss, and the active share of triplets."""

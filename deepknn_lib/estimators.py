@@ -1,12 +1,11 @@
 """The six methods of the paper's Table 3, on fixed feature vectors, with scikit-learn's interface.
 
-Each learns a space from the training vectors X (N, D) and their labels y, in which the `n_neighbors` (the paper's
-K_p) nearest training vectors vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
+Each learns a space from the training vectors X (N, D) and their labels y (N,), in which the nearest training vectors
+vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 """
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 
 import numpy as np
 import torch
@@ -24,21 +23,25 @@ from deepknn_lib.models import build_network, extract_features
 from deepknn_lib.neighbors import Neighbors, majority_vote, nearest_neighbors
 from deepknn_lib.training import TrainingConfig, fit
 
-_parameters = dataclass(eq=False, repr=False, kw_only=True)  # The __init__ that scikit-learn asks for.
+# Class attributes become the keyword parameters of __init__, as scikit-learn asks.
+_KEYWORDS = {"eq": False, "repr": False, "kw_only": True}
 
 
 def from_run(run) -> "KNNClassifier":
     """The unfitted estimator of a `Run` of Table 3, with the run's settings; ValueError for other methods."""
     if run.method not in ESTIMATORS:
         raise ValueError(f"no estimator for {run.method!r}; there are {', '.join(ESTIMATORS)}")
-    names = ESTIMATORS[run.method]().get_params()
-    of_run = vars(run) | {"n_neighbors": run.k_predict, "random_state": run.seed}
-    return ESTIMATORS[run.method](**{name: of_run[name] for name in names if name in of_run})
+    estimator = ESTIMATORS[run.method]()
+    settings = vars(run) | {"n_neighbors": run.k_predict, "random_state": run.seed}
+    return estimator.set_params(**{n: settings[n] for n in estimator.get_params() if n in settings})
 
 
-@_parameters
+@dataclass(**_KEYWORDS)
 class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
-    """kNN-basic: the vote in the features as they are. The other methods inherit from it."""
+    """kNN-basic: the vote of the `n_neighbors` (the paper's K_p) nearest training rows, in the space of X itself.
+
+    The other methods inherit from it. They learn their space with random numbers that come from `random_state`.
+    """
 
     n_neighbors: int = 5
     _least = 1
@@ -46,7 +49,7 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     def fit(self, X, y, on_epoch=None):
         """Learn the space; `history_` then holds the rows of `training.fit`, each given to `on_epoch` too.
 
-        ValueError if X or y does not fit, y has one class only, or a setting is out of range.
+        ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
@@ -55,13 +58,8 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise ValueError(f"y holds one class only, {self.classes_[0]}; at least two are needed")
         if not self._least <= self.n_neighbors <= len(X):
             raise ValueError(f"n_neighbors must lie in {self._least}..{len(X)}, got {self.n_neighbors!r}")
-        inputs, self._labels, self._state, self.history_ = (
-            torch.from_numpy(X),
-            torch.from_numpy(codes),
-            {},
-            [],
-        )
-        self._learn(inputs, self._labels, on_epoch)
+        inputs, self._labels, self.history_ = torch.from_numpy(X), torch.from_numpy(codes), []
+        self._state = self._learn(inputs, self._labels, on_epoch)
         self._gallery = self._embed(inputs)
         return self
 
@@ -81,8 +79,8 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self._state
 
-    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
-        pass
+    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
+        return {}
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return inputs
@@ -93,11 +91,12 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
-@_parameters
+@dataclass(**_KEYWORDS)
 class NCAClassifier(KNNClassifier):
-    """Neighbourhood components analysis (the paper's reference 14) of scikit-learn, behind PCA.
+    """Neighbourhood components analysis (the paper's reference 14) of scikit-learn, behind PCA to `n_components`.
 
-    It learns from at most `max_samples` rows, as an iteration costs N². The vote searches all rows.
+    It learns from at most `max_samples` rows, as an iteration costs N². It stops after `max_iter` iterations with a
+    ConvergenceWarning, or where an iteration changes less than `tol`. The vote searches all rows.
     """
 
     n_components: int | None = 128
@@ -106,7 +105,7 @@ class NCAClassifier(KNNClassifier):
     tol: float = 1e-5
     random_state: int = 0
 
-    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
+    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
         size = min(self.n_components or inputs.shape[1], *inputs.shape)
         pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
         mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
@@ -119,10 +118,9 @@ class NCAClassifier(KNNClassifier):
         rows = resample(rows, replace=False, n_samples=n, stratify=labels, random_state=self.random_state)
         linear, self.n_iter_ = self._fit_map((inputs[rows] - mean) @ axes.T, labels[rows])
         if self.n_iter_ >= self.max_iter:
-            warnings.warn(
-                f"stopped at {self.max_iter=} before it converged", ConvergenceWarning, stacklevel=3
-            )
-        self._state = {"mean": mean, "components": linear @ axes}
+            text = f"{type(self).__name__} did not converge in max_iter={self.max_iter} iterations"
+            warnings.warn(text, ConvergenceWarning, stacklevel=3)
+        return {"mean": mean, "components": linear @ axes}
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return (inputs - self._state["mean"]) @ self._state["components"].T
@@ -133,7 +131,7 @@ class NCAClassifier(KNNClassifier):
         return torch.from_numpy(nca.components_).float(), nca.n_iter_
 
 
-def lmnn_parts(z: Tensor, labels: Tensor, near: Neighbors, mu: float, chunk: int = 256) -> Iterator[Tensor]:
+def lmnn_parts(z: Tensor, labels: Tensor, near: Neighbors, mu: float, chunk: int = 256):
     """LMNN's objective (Weinberger and Saul 2009, Eqs. 11-13) at z (N, D), as parts of `chunk` rows i to add up.
 
     (1 − μ) Σ_ij |z_i − z_j|² + μ Σ_ijl [1 + |z_i − z_j|² − |z_i − z_l|²]₊, where j runs over the positives of i in
@@ -148,7 +146,7 @@ def lmnn_parts(z: Tensor, labels: Tensor, near: Neighbors, mu: float, chunk: int
         yield (((1 - mu) * pull + mu * push) * near.positive_valid[i]).sum()
 
 
-@_parameters
+@dataclass(**_KEYWORDS)
 class LMNNClassifier(NCAClassifier):
     """Large margin nearest neighbours (the paper's reference 15), behind PCA: `lmnn_parts` by L-BFGS.
 
@@ -164,12 +162,11 @@ class LMNNClassifier(NCAClassifier):
         if self.k < 1 or not 0 < self.mu < 1:
             raise ValueError(f"LMNN needs k of at least 1 and 0 < mu < 1, got k={self.k!r}, mu={self.mu!r}")
         near = whole_set_neighbors(inputs, labels, self.k, 1)
-        # The objective begins at 1, so that `tol` is a share of where it began.
-        start = max(sum(part.item() for part in lmnn_parts(inputs, labels, near, self.mu)), 1e-12)
         linear = torch.eye(inputs.shape[1], requires_grad=True)
-        settings = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter}
-        settings |= {"tolerance_change": self.tol, "tolerance_grad": 0}
-        optimizer = torch.optim.LBFGS([linear], line_search_fn="strong_wolfe", **settings)
+        limits = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter, "tolerance_change": self.tol}
+        optimizer = torch.optim.LBFGS([linear], tolerance_grad=0, line_search_fn="strong_wolfe", **limits)
+        # The objective is divided by its first value, so that `tol` is a share of it.
+        start = max(sum(part.item() for part in lmnn_parts(inputs, labels, near, self.mu)), 1e-12)
 
         def closure() -> float:
             optimizer.zero_grad()
@@ -183,50 +180,47 @@ class LMNNClassifier(NCAClassifier):
         return linear.detach(), optimizer.state[linear]["n_iter"]
 
 
-@_parameters
-class _MLP(KNNClassifier):
+# The loss is that of the class, and the seed is `random_state`.
+_settings = [(f.name, f.type, f.default) for f in fields(TrainingConfig) if f.name not in ("loss", "seed")]
+_Settings = make_dataclass("_Settings", _settings, **_KEYWORDS)
+
+
+@dataclass(**_KEYWORDS)
+class DeepKNNClassifier(KNNClassifier, _Settings):
+    """The three-layer MLP with the deep kNN loss; its space is the MLP's output, with what `normalize` makes of it.
+
+    The other parameters are the settings of `training.TrainingConfig`.
+    """
+
     normalize: str = "batch-l2"
     epochs: int = 30
-    batch_size: int = 96
-    sampling: str = "proportional"
-    classes_per_batch: int | None = None
     lr: float = 0.1
-    warmup: int = 0
     lr_decay_every: int = 10
     random_state: int = 0
-    k: int = 5
-    m: int = 5
-    margin: float = 0.2
-    soft: bool = False
+    _loss = "deep-knn"
 
-    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> None:
-        settings = {f.name: getattr(self, f.name) for f in fields(TrainingConfig) if hasattr(self, f.name)}
+    def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
+        settings = {name: getattr(self, name) for name, *_ in _settings}
         config = TrainingConfig(**settings, loss=self._loss, seed=self.random_state)
         n_classes = len(self.classes_) if self._loss == "weighted-ce" else None
         options = {"n_inputs": inputs.shape[1], "n_classes": n_classes, "normalize": self.normalize}
         self.network_ = build_network("mlp", **options, seed=self.random_state)
         self.history_ = fit(self.network_, inputs, labels, config, on_epoch=on_epoch)
-        self._state = self.network_.state_dict()
+        return self.network_.state_dict()
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return extract_features(self.network_, inputs)
 
 
-class TripletClassifier(_MLP):
-    """The three-layer MLP with batch-hard triplets; for its settings see `training.TrainingConfig`."""
+class TripletClassifier(DeepKNNClassifier):
+    """The same MLP with batch-hard triplets."""
 
     _loss = "triplet"
 
 
-class DeepKNNClassifier(_MLP):
-    """The three-layer MLP with the deep kNN loss; for its settings see `training.TrainingConfig`."""
-
-    _loss = "deep-knn"
-
-
-@_parameters
-class CrossEntropyClassifier(_MLP):
-    """The three-layer MLP with class-weighted cross-entropy. With `n_neighbors=0` its softmax decides, no vote."""
+@dataclass(**_KEYWORDS)
+class CrossEntropyClassifier(DeepKNNClassifier):
+    """The same MLP with class-weighted cross-entropy. With `n_neighbors=0` its softmax decides, no vote."""
 
     normalize: str = "none"
     sampling: str = "random"
@@ -252,5 +246,6 @@ ESTIMATORS = {
     "nca": NCAClassifier,
     "lmnn": LMNNClassifier,
     "mlp-triplet": TripletClassifier,
+    "mlp-ce": CrossEntropyClassifier,
+    "mlp-deep-knn": DeepKNNClassifier,
 }
-ESTIMATORS |= {"mlp-ce": CrossEntropyClassifier, "mlp-deep-knn": DeepKNNClassifier}

@@ -72,32 +72,15 @@ def deep_knn_loss(features: Tensor, labels: Tensor, k: int = 5, m: int = 5, marg
 
 
 def class_weights(labels: Tensor, n_classes: int, power: float = 1.0) -> Tensor:
-    r"""Weights for the cross-entropy of an imbalanced set, :math:`w_c \propto ((N - n_c) / n_c)^p`, summing to 1.
+    r"""Weights for the cross-entropy of an imbalanced set, :math:`w_c \propto ((N - n_c) / n_c)^p`: float32 (C,).
 
-    With p = 1 the rule is that of the authors' group's public Skin-7 code; the paper only says "class-weighted".
-
-    Parameters
-    ----------
-    labels : Tensor, integer, (N,)
-        The training labels.
-    n_classes : int
-    power : float
-        p: 0 weighs all classes alike, 0.5 takes the square root.
-
-    Returns
-    -------
-    Tensor, float32, (n_classes,)
-
-    Raises
-    ------
-    ValueError
-        If a class has no image, or there are fewer than two classes.
+    `labels` are those of the training set, integer (N,). p = 1 is the rule of the authors' group's public Skin-7 code
+    (the paper only says "class-weighted"), 0.5 its square root; 0 weighs all classes alike. The weights sum to 1.
+    ValueError if there are fewer than two classes, or one has no image.
     """
     counts = torch.bincount(labels, minlength=n_classes).double()
     if n_classes < 2 or len(counts) != n_classes or bool((counts == 0).any()):
-        raise ValueError(
-            f"class weights need at least 2 classes with an image each, got {n_classes} classes with "
-            f"{counts.long().tolist()} images"
-        )
+        found = f"{n_classes} classes with {counts.long().tolist()} images"
+        raise ValueError(f"class weights need at least 2 classes with an image each, got {found}")
     weights = ((len(labels) - counts) / counts) ** power
     return (weights / weights.sum()).float()

@@ -3,11 +3,6 @@
 from functools import lru_cache
 
 import numpy as np
-import torch
-from scipy import stats
-from sklearn.metrics import silhouette_samples
-
-from deepknn_lib.neighbors import nearest_neighbors
 
 
 def class_recalls(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
@@ -82,7 +77,9 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """Student's interval for the mean of independent runs; NaN for fewer than two runs."""
     if len(values) < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)
+    from scipy import stats
+
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)  # 0 where all runs are alike
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
@@ -95,18 +92,18 @@ def compactness(features: np.ndarray, labels: np.ndarray, *, k: int = 5, sample:
     """How tightly two or more classes lie in features (N, D); of more than `sample` images, a random part.
 
     `ratio`: mean distance within classes over that between classes, all pairs counted; smaller is tighter.
-    `silhouette` (−1..1) and `purity` (per cent of an image's `k` nearest with its class): means over classes.
+    `silhouette` (−1..1), `purity` (per cent of an image's `k` nearest with its class): means over classes, not images.
     """
-    n = len(labels)
-    chosen = np.random.default_rng(0).permutation(n)[:sample] if n > sample else np.arange(n)
-    features, labels = np.ascontiguousarray(features[chosen]), labels[chosen]
-    points = torch.from_numpy(features)
-    distances, same = torch.cdist(points, points).double().numpy(), labels[:, None] == labels
-    between, within = distances[~same].mean(), distances[same & ~np.eye(len(labels), dtype=bool)].mean()
-    near = nearest_neighbors(points, points, k, exclude_self=True)[1].numpy()
-    images = silhouette_samples(features, labels), (labels[near] == labels[:, None]).mean(1)
-    rows = [labels == c for c in np.flatnonzero(np.bincount(labels) > 1)]
-    # The mean is over classes, so that the largest class does not decide.
-    silhouette, purity = (float(np.mean([values[r].mean() for r in rows])) for values in images)
-    ratio = float(within / between) if between > 0 else np.nan
-    return {"ratio": ratio, "silhouette": silhouette, "purity": 100 * purity}
+    from sklearn.metrics import pairwise_distances, silhouette_samples
+
+    chosen = np.random.default_rng(0).permutation(len(labels))[:sample]
+    features, labels = features[chosen], labels[chosen]
+    distances, same = pairwise_distances(features).astype(np.float64), labels[:, None] == labels
+    within, between = distances[same & ~np.eye(len(labels), dtype=bool)].mean(), distances[~same].mean()
+    images = {"silhouette": silhouette_samples(distances, labels, metric="precomputed")}
+    np.fill_diagonal(distances, np.inf)
+    near = np.argpartition(distances, k, axis=1)[:, :k]
+    images["purity"] = 100 * (labels[near] == labels[:, None]).mean(axis=1)
+    classes = [labels == c for c in np.flatnonzero(np.bincount(labels) > 1)]
+    means = {name: float(np.mean([values[c].mean() for c in classes])) for name, values in images.items()}
+    return {"ratio": float(within / between) if between > 0 else np.nan} | means

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -15,28 +16,19 @@ SMALL = (
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
 PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
 NORMALIZE = ("none", "l2", "batch-l2")
-
-# The ImageNet weights of the paper's time; timm's default for some of these names is a later, stronger training.
+# The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.
 _IMAGENET = dict.fromkeys(("vgg19", "resnet50", "resnet18", "densenet121"), "tv_in1k")
+# ImageNet's pixels
+_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 
 
 class Network(nn.Module):
-    """A backbone that maps images to features, with a linear classifier on top when cross-entropy needs one.
+    """A backbone that maps float images (B, 3, H, W) to features (B, D), with a linear classifier for cross-entropy.
 
-    Parameters
-    ----------
-    backbone : nn.Module
-        Maps float images (B, 3, H, W) to features (B, D).
-    n_features : int
-        D.
-    n_classes : int, optional
-        Adds the classifier.
-    normalize : {"none", "l2", "batch-l2"}
-        What is done to the features. `none`: nothing; a triplet loss can then be solved by shrinking them. `l2`:
-        length 1, so that all distances lie in 0..2. `batch-l2`: batch normalisation without scale and shift, then
-        length 1: every dimension keeps its spread in the batch, so that no loss can draw all images to one point.
-    mean, std : tuple of float
-        Of the pixels, in 0..1, that the backbone was trained with.
+    `normalize` says what is done to the features. `none`: nothing; a triplet loss can then be solved by shrinking
+    them. `l2`: length 1, so that all distances lie in 0..2. `batch-l2`: batch normalisation without scale and shift,
+    then length 1: every dimension keeps its spread in the batch, so that no loss can draw all images to one point.
+    `mean` and `std` are those of the pixels, in 0..1, that the backbone was trained with.
     """
 
     def __init__(
@@ -69,12 +61,9 @@ def autocast(device: torch.device):
 
 def rows_of(inputs, index: Tensor, device: torch.device) -> Tensor:
     """Rows of a tensor, or of anything array-like that gives an ndarray for an index, on a device."""
-    rows = (
-        inputs[index.to(inputs.device)]
-        if isinstance(inputs, Tensor)
-        else torch.from_numpy(inputs[index.numpy()])
-    )
-    return rows.to(device, non_blocking=True)
+    if not isinstance(inputs, Tensor):
+        return torch.from_numpy(inputs[index.numpy()]).to(device)
+    return inputs[index.to(inputs.device)].to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -94,26 +83,17 @@ def extract_features(network: Network, inputs, batch_size: int = 256) -> Tensor:
 def preprocessing(name: str, weights: str = "none") -> dict:
     """`mean`, `std` and `interpolation` that a backbone's weights were trained with, as timm records them.
 
-    ImageNet's mean and std and bilinear where timm knows nothing of it; a file or tag of one's own counts as the
-    ImageNet weights of its backbone.
+    ImageNet's mean and std and bilinear where timm knows nothing of it. A file or tag of one's own counts as the
+    backbone's ImageNet weights.
     """
-    import timm
-
-    names = [f"{name}.{tag}" for tag in (weights, _IMAGENET.get(name))] + [name]
     known = [*timm.list_pretrained(f"{name}.*"), *([name] if timm.is_model(name) else [])]
+    names = [f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}", name]
     found = next((timm.get_pretrained_cfg(one) for one in names if one in known), None)
-    default = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
-    return {key: getattr(found, key) for key in default} if found else default
+    return {key: getattr(found, key) for key in _PIXELS} if found else _PIXELS
 
 
 def build_network(
-    name: str,
-    *,
-    weights: str = "none",
-    n_classes: int | None = None,
-    normalize: str = "none",
-    seed: int = 0,
-    n_inputs: int | None = None,
+    name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None
 ) -> Network:
     """A network on the backbone `name`.
 
@@ -138,18 +118,10 @@ def build_network(
     FileNotFoundError
         If the weights are not to be had; the message says both ways to get them.
     """
-    import timm
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "mlp":
-            if not n_inputs:
-                raise ValueError(
-                    "the backbone 'mlp' maps feature vectors; n_inputs must say how long they are"
-                )
-            backbone, n_features = _mlp(n_inputs), 128
-        elif name in SMALL_BACKBONES:
-            backbone, n_features = _small(name)
+        if name == "mlp" or name in SMALL_BACKBONES:
+            backbone, n_features = _small(name, n_inputs)
         elif timm.is_model(name):
             backbone = timm.create_model(name, num_classes=0)
             # timm's num_features can differ from what its pooled head puts out (VGG)
@@ -167,91 +139,75 @@ def build_network(
 
 def weights_file(name: str, weights: str) -> Path | None:
     """The file that `weights` stand for; None where timm has them or nothing is loaded."""
-    folder = os.environ.get("DEEPKNN_WEIGHTS")
     if weights.endswith(".safetensors"):
         return Path(weights)
-    path = Path(folder or "") / (
-        f"{name}.safetensors" if weights == "imagenet" else f"{name}.{weights}.safetensors"
-    )
-    return path if weights != "none" and folder and (weights == "imagenet" or path.is_file()) else None
+    folder = os.environ.get("DEEPKNN_WEIGHTS")
+    if weights == "none" or not folder:
+        return None
+    path = Path(folder) / _file_name(name, weights)
+    return path if weights == "imagenet" or path.is_file() else None
+
+
+def _file_name(name: str, weights: str) -> str:
+    return f"{name}.safetensors" if weights == "imagenet" else f"{name}.{weights}.safetensors"
 
 
 def _load(backbone: nn.Module, name: str, weights: str) -> None:
-    path = weights_file(name, weights)
-    if path is None:
-        return backbone.load_state_dict(_from_timm(name, weights))
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no weights at {path}. Put {name}.safetensors (timm's or torchvision's key layout) there, or unset "
-            "DEEPKNN_WEIGHTS and let timm download its own, or use weights='none'"
-        )
     from safetensors.torch import load_file
 
-    state = {
-        key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()
-    }
+    path = weights_file(name, weights)
+    if path is None:
+        tag = _IMAGENET.get(name) if weights == "imagenet" else weights
+        try:
+            source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
+        except Exception as error:  # the hub raises a different error for every way of being out of reach
+            what = f"no {weights!r} weights for {name!r}: timm could not download them ({error!r})"
+            folder = f"set DEEPKNN_WEIGHTS to a folder holding {_file_name(name, weights)}"
+            raise FileNotFoundError(f"{what}. Either connect to the internet, or {folder}") from error
+        backbone.load_state_dict(source.state_dict())
+        return
+    if not path.is_file():
+        advice = (
+            f"Put {name}.safetensors (timm's or torchvision's key layout) there, or unset DEEPKNN_WEIGHTS"
+        )
+        raise FileNotFoundError(
+            f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
+        )
     try:
+        state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
         missing, unexpected = backbone.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # the same names with other shapes
+    except Exception as error:  # no safetensors file, or the same names with other shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from error
-    # a classifier is not wanted here, and counters of batches are not always stored
+    # A classifier is not wanted here, and counters of batches are not always stored.
+    heads = ("fc.", "classifier.", "head.", "last_linear.")
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    unexpected = [
-        key for key in unexpected if not key.startswith(("fc.", "classifier.", "head.", "last_linear."))
-    ]
+    unexpected = [key for key in unexpected if not key.startswith(heads)]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit {name}: missing {missing[:3]}, unexpected {unexpected[:3]}")
 
 
-def _from_timm(name: str, weights: str) -> dict[str, Tensor]:
-    """Pretrained weights as timm downloads them, or keeps them from an earlier download."""
-    import timm
-
-    tag = _IMAGENET.get(name, "") if weights == "imagenet" else weights
-    try:
-        return timm.create_model(
-            f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0
-        ).state_dict()
-    except Exception as error:  # the hub raises a different error for every way of being out of reach
-        file_name = f"{name}.safetensors" if weights == "imagenet" else f"{name}.{weights}.safetensors"
-        raise FileNotFoundError(
-            f"no {weights!r} weights for {name!r}: timm could not download them ({type(error).__name__}: {error}). "
-            f"Either connect to the internet, or set DEEPKNN_WEIGHTS to a folder holding {file_name}"
-        ) from error
-
-
-def _mlp(n_inputs: int) -> nn.Sequential:
-    """The paper's "three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice."""
-    hidden = [
-        layer
-        for before, after in ((n_inputs, 512), (512, 256))
-        for layer in (nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True))
-    ]
-    return nn.Sequential(*hidden, nn.Linear(256, 128))
-
-
-def _small(name: str) -> tuple[nn.Module, int]:
-    """One of `SMALL_BACKBONES` and its D."""
-    if name == "small-vgg":  # a stack of 3×3 convolutions without shortcuts, pooling in between
-        layers, channels = [], 3
-        for width, pool in ((16, True), (32, True), (64, False), (64, True), (128, False), (128, True)):
-            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
-            layers += [
-                nn.MaxPool2d(2)
-            ] * pool  # before the normalisation, which is then a quarter of the work
-            layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-            channels = width
+def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
+    """One of `SMALL_BACKBONES`, or the MLP; and its D."""
+    layers = []
+    if name == "mlp":
+        # "Three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice.
+        if not n_inputs:
+            raise ValueError("the backbone 'mlp' maps feature vectors; n_inputs must say how long they are")
+        for before, after in ((n_inputs, 512), (512, 256)):
+            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers, nn.Linear(256, 128)), 128
+    if name == "small-vgg":
+        # A stack of 3×3 convolutions. Pooling comes before the normalisation, which is then a quarter of the work.
+        widths = (3, 16, 32, 64, 64, 128, 128)
+        for before, after, pool in zip(widths, widths[1:], (1, 1, 0, 1, 0, 1), strict=False):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), *[nn.MaxPool2d(2)] * pool]
+            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 128
     if name == "small-densenet":
-        from timm.models.densenet import DenseNet
-
-        dense = DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
-        dense.features.transition3.pool = nn.AvgPool2d(
-            2, ceil_mode=True
-        )  # of 28 pixels a single one is left there
+        dense = timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
+        dense.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels one is left there
         return dense, dense.num_features
-    from timm.models.resnet import BasicBlock, ResNet
-
-    attention = {"block_args": {"attn_layer": "se"}} if name == "small-seresnet" else {}
-    small = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
-    return ResNet(BasicBlock, (1, 1, 1, 1), num_classes=0, **small, **attention), 128
+    options = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8, "num_classes": 0}
+    if name == "small-seresnet":
+        options["block_args"] = {"attn_layer": "se"}
+    return timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), **options), 128

@@ -101,10 +101,8 @@ def nearest_neighbors(
 
     Returns
     -------
-    distances : Tensor, float32 or float64, (Q, k)
-        Ascending. Equal distances keep the order of the gallery's rows.
-    indices : Tensor, int64, (Q, k)
-        Rows of the gallery.
+    distances, indices : Tensor, float32 or float64, and int64, (Q, k)
+        Ascending distances, and rows of the gallery; equal distances keep the order of the rows.
 
     Raises
     ------
@@ -118,9 +116,7 @@ def nearest_neighbors(
         raise ValueError(f"exclude_self needs queries to be the gallery, got {shapes}")
     available = len(gallery) - int(exclude_self)
     if not 1 <= k <= available or chunk < 1:
-        raise ValueError(
-            f"need 1 <= k <= {available} (the gallery) and chunk >= 1, got k={k} and chunk={chunk}"
-        )
+        raise ValueError(f"need 1 <= k <= {available} (the gallery) and chunk >= 1, got {k} and {chunk}")
     if not (queries.isfinite().all() and gallery.isfinite().all()):
         raise ValueError("a feature is not finite (NaN or infinite); look at the training's loss")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
@@ -137,10 +133,9 @@ def nearest_neighbors(
                 distances = torch.linalg.vector_norm(part[columns] - block[:, None], dim=2)
                 if exclude_self:
                     distances.masked_fill_(columns + start == rows, torch.inf)
-                best, order = torch.cat([best, distances], 1).sort(
-                    dim=1, stable=True
-                )  # earlier rows win ties
-                best, nearest = best[:, :k], torch.cat([nearest, columns + start], 1).gather(1, order[:, :k])
+                both = torch.cat([best, distances], 1)  # rows found before come first, so that they win ties
+                best, order = (part[:, :k] for part in both.sort(dim=1, stable=True))
+                nearest = torch.cat([nearest, columns + start], 1).gather(1, order)
             found.append((best, nearest))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
@@ -158,15 +153,10 @@ def majority_vote(labels: Tensor, distances: Tensor, n_classes: int) -> Tensor:
     if labels.shape != distances.shape or labels.ndim != 2 or labels.shape[1] < 1:
         shapes = f"{tuple(labels.shape)} and {tuple(distances.shape)}"
         raise ValueError(f"labels and distances must both be (Q, K_p), K_p of at least 1, got {shapes}")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < n_classes):
-        raise ValueError(
-            f"labels must lie in 0..{n_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
-        )
+    if labels.numel() and not (0 <= labels.min() and labels.max() < n_classes):
+        raise ValueError(f"labels must lie in 0..{n_classes - 1}, got {labels.min()}..{labels.max()}")
     labels = labels.long().gather(1, distances.sort(dim=1, stable=True).indices)
-    votes = (
-        torch.nn.functional.one_hot(labels, n_classes).sum(1).gather(1, labels)
-    )  # for each neighbour's class
-    first = (
-        (votes == votes.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
-    )  # the nearest of the tied ones
-    return labels.gather(1, first).squeeze(1)
+    votes = torch.nn.functional.one_hot(labels, n_classes).sum(1)  # (Q, n_classes)
+    votes = votes.gather(1, labels)  # for the class of each neighbour
+    first_tied = (votes == votes.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
+    return labels.gather(1, first_tied).squeeze(1)

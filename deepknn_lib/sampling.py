@@ -57,16 +57,13 @@ class BatchSampler:
             if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation cannot take a single image
                 batches[-2:] = [torch.cat(batches[-2:])]
             return batches
-        n_classes = len(self.members)
-        batches = []
-        for _ in range(max(-(-self.size // self.batch_size), -(-n_classes // self.wanted))):
-            chosen = torch.arange(n_classes)
-            if self.wanted < n_classes:  # classes are dealt from a pack too
-                chosen = self._deal("classes", chosen, self.wanted, generator)
+        classes, batches = torch.arange(len(self.members)), []
+        for _ in range(max(-(-self.size // self.batch_size), -(-len(classes) // self.wanted))):
+            some = self.wanted < len(classes)  # then classes are dealt from a pack too
+            chosen = self._deal("classes", classes, self.wanted, generator) if some else classes
             quotas = zip(chosen.tolist(), self._quotas(chosen), strict=True)
-            batches.append(
-                torch.cat([self._deal(c, self.members[c], quota, generator) for c, quota in quotas])
-            )
+            hands = [self._deal(c, self.members[c], quota, generator) for c, quota in quotas]
+            batches.append(torch.cat(hands))
         return batches
 
     def _quotas(self, chosen: Tensor) -> list[int]:
@@ -74,16 +71,14 @@ class BatchSampler:
         share = self.counts[chosen].double() if self.mode == "proportional" else torch.ones(len(chosen))
         quota = torch.full((len(chosen),), self.floor)
         for _ in range(self.batch_size - self.floor * len(chosen)):
-            quota[(share / (quota + 0.5)).argmax()] += (
-                1  # the next image goes where the class lags most (Webster)
-            )
+            lagging = (share / (quota + 0.5)).argmax()  # Webster's method of dividing seats
+            quota[lagging] += 1
         return quota.tolist()
 
     def _deal(self, name, cards: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """The next `count` of a pack; shuffled cards go under it, those that still wait in it last."""
         pack = self.packs.get(name, cards[:0])
-        while (
-            len(pack) < count
-        ):  # shuffled cards go under the pack, repeated ones last, so that no hand has one twice
+        while len(pack) < count:
             fresh = cards[torch.randperm(len(cards), generator=generator)]
             waiting = (fresh[:, None] == pack).sum(1)
             pack = torch.cat([pack, fresh[waiting.argsort(stable=True)]])

@@ -47,19 +47,13 @@ def digest(*parts: bytes | str | Path | np.ndarray) -> str:
     """Twelve hexadecimal digits of the sha256 of the parts: bytes, text, the content of files, arrays."""
     total = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
-            with open(part, "rb") as file:
-                inner = (
-                    hashlib.file_digest(file, "sha256")
-                    if hasattr(hashlib, "file_digest")
-                    else hashlib.sha256(file.read())
-                )
-            total.update(inner.digest())
-        elif isinstance(part, np.ndarray):
-            total.update(f"{part.dtype} {part.shape}".encode() + np.ascontiguousarray(part).tobytes())
-        else:
-            data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
-            total.update(len(data).to_bytes(8, "little") + data)
+        if isinstance(part, np.ndarray):
+            part = f"{part.dtype} {part.shape}".encode() + np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, Path):
+            part = part.read_bytes()
+        elif isinstance(part, str):
+            part = part.encode(errors="surrogateescape")
+        total.update(len(part).to_bytes(8, "little") + part)
     return total.hexdigest()[:12]
 
 

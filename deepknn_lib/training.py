@@ -7,15 +7,13 @@ a generator seeded with (seed, e), so that a run which was killed resumes at its
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from deepknn_lib.augment import crop_size, normalize, random_crop_flip
-from deepknn_lib.criteria import LOSSES, TRIPLETS, criterion_of
+from deepknn_lib.criteria import LOSSES, TRIPLETS, collapsed, criterion_of
 from deepknn_lib.models import Network, autocast, extract_features, rows_of
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors, pairwise_distances
 from deepknn_lib.sampling import BatchSampler
@@ -29,12 +27,11 @@ class TrainingConfig:
     """How to train: the paper's values where it gives one, else our choice (docs/CHOICES.md).
 
     `loss` is one of `criteria.LOSSES`; `k`, `m` and `margin` are the paper's K, M and α (deep kNN, triplets), `soft`
-    takes ln(1 + exp(d)) in place of [d + α]₊ (triplets), `class_power` is the exponent of the class weights
-    (cross-entropy). With `search_every` the deep kNN loss takes its neighbours from the whole training set, which is
-    searched again after so many steps; a batch then is `batch_size` // (1 + K + M) anchors with their neighbours, so
-    that a step costs the same. `sampling` and `classes_per_batch`: see `sampling.BatchSampler`. The learning rate
-    `lr` of SGD rises over `warmup` epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of
-    batches and crops.
+    takes ln(1 + exp(d)) in place of [d + α]₊ (triplets), `class_power` is the exponent of cross-entropy's weights.
+    With `search_every` the deep kNN loss takes its neighbours from the whole training set, searched again after so many
+    steps; a batch then is `batch_size` // (1 + K + M) anchors with their neighbours, so that a step costs the same.
+    `sampling`, `classes_per_batch`: see `sampling.BatchSampler`. The learning rate `lr` of SGD rises over `warmup`
+    epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of batches and crops.
     """
 
     loss: str = "deep-knn"
@@ -58,7 +55,7 @@ class TrainingConfig:
             raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
         if (self.soft and self.loss not in TRIPLETS) or (self.search_every and self.loss != "deep-knn"):
             raise ValueError(
-                f"soft is for triplet losses and search_every for deep-knn; the loss is {self.loss}"
+                f"soft is for triplet losses, search_every for deep-knn; the loss is {self.loss}"
             )
         if self.epochs < 1 or not self.lr > 0 or min(self.warmup, self.search_every, self.lr_decay_every) < 0:
             raise ValueError(f"epochs must be at least 1, lr above 0, and no count below 0, got {self}")
@@ -75,15 +72,7 @@ class TrainingConfig:
         return BatchSampler(labels, self.batch_size, self.sampling, self.k + 1, self.classes_per_batch)
 
 
-def fit(
-    network: Network,
-    inputs,
-    labels: Tensor,
-    config: TrainingConfig,
-    *,
-    checkpoint: Path | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
-) -> list[dict]:
+def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, checkpoint=None, on_epoch=None):
     """Train `network` in place.
 
     Parameters
@@ -98,7 +87,7 @@ def fit(
         File for the state after an epoch. If it exists, training resumes there, and on a CPU ends with the
         same weights as if it had never stopped.
     on_epoch : callable, optional
-        Gets each epoch's row of the history.
+        Gets each epoch's row of the history, a dict.
 
     Returns
     -------
@@ -132,20 +121,16 @@ def fit(
             part.load_state_dict(state[name])
     sampler, labels, saved = config.sampler(labels.cpu()), labels.to(device), time.monotonic()
     for epoch in range(1, config.epochs + 1):
-        started, generator = (
-            time.perf_counter(),
-            torch.Generator().manual_seed(config.seed * 1_000_003 + epoch),
-        )
-        batches = sampler.epoch(
-            generator
-        )  # of epochs done before, too: the sampler's packs go on over epochs
-        if epoch <= len(history):
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+        batches = sampler.epoch(generator)
+        if epoch <= len(history):  # done before; the batches were drawn because the sampler's packs go on
             continue
         if config.search_every:
             batches = batches[: -(-len(labels) // config.batch_size)]
         totals = torch.zeros(
             3, dtype=torch.float64, device=device
-        )  # stays there: reading it would stall a GPU
+        )  # read once an epoch: reading stalls a GPU
         for step, index in enumerate(batches):
             if config.search_every:
                 index = criterion.extend(step, index)
@@ -163,12 +148,9 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            mean_distance = pairwise_distances(features.detach()).sum() / max(
-                len(index) * (len(index) - 1), 1
-            )
-            totals += torch.stack(
-                [value.detach().double().to(device) for value in (loss, active, mean_distance)]
-            )
+            n_pairs = max(len(index) * (len(index) - 1), 1)
+            found = (loss, active, pairwise_distances(features.detach()).sum() / n_pairs)
+            totals += torch.stack([value.detach().double().to(device) for value in found])
         mean_loss, active, mean_distance = (totals / len(batches)).tolist()
         if not math.isfinite(mean_loss):
             at = f"in epoch {epoch} at lr {config.lr_at(epoch):g}"
@@ -185,11 +167,9 @@ def fit(
             save_state(checkpoint, state | {"history": history, "training": training})
             saved = time.monotonic()
     if collapsed(history, config):
-        warnings.warn(
-            f"{config.loss}: the embedding collapsed (its mean distance is {mean_distance:.2g}); "
-            "use normalised features, a margin nearer to the features' distances, or a lower lr",
-            stacklevel=2,
-        )
+        what = f"{config.loss}: the embedding collapsed (mean distance {history[-1]['mean_pairwise_distance']:.2g})"
+        advice = "use normalised features, a margin nearer to the features' distances, or a lower lr"
+        warnings.warn(f"{what}; {advice}", stacklevel=2)
     return history
 
 
@@ -199,14 +179,3 @@ def leave_one_out_accuracy(features: Tensor, labels: Tensor, k_predict: int = 5)
     distances, indices = nearest_neighbors(features, features, k_predict, exclude_self=True)
     votes = majority_vote(labels[indices], distances, int(labels.max()) + 1)
     return 100 * (votes == labels).float().mean().item()
-
-
-def collapsed(history: list[dict], config: TrainingConfig) -> bool:
-    """Whether a triplet loss ended at its value for one point, with (nearly) all features in one point.
-
-    When every distance is 0 each hinge equals α (a soft one ln 2): all triplets are active and nothing is learnt.
-    """
-    if config.loss not in ("deep-knn", *TRIPLETS) or not history:
-        return False
-    last, settled = history[-1], math.log(2) if config.soft else config.margin
-    return last["mean_pairwise_distance"] < settled / 2 and last["loss"] > 0.8 * settled

@@ -1,5 +1,7 @@
 """What the library computes, written again as plain loops over one image at a time; slow and in float64."""
 
+import itertools
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,24 +27,19 @@ def neighbors(features, labels, i):
     return [[j for _, j in ranked if (labels[j] == labels[i]) == same] for same in (True, False)]
 
 
-def mean_hinge(features, triplets, margin):
-    """Eq. 2 for each triplet, Eq. 3 over all of them."""
-    total = 0 * features.sum()
-    for i, y, z in triplets:
-        gap = distance(features[i], features[y]) + margin - distance(features[i], features[z])
-        total = total + gap if gap > 0 else total
-    return total / len(triplets)
+def deep_knn_hinges(features, labels, k, m, margin):
+    """Eq. 2 for every triplet that exists; Eq. 3 is their mean."""
+    hinges = []
+    for i, anchor in enumerate(features):
+        same, other = neighbors(features, labels, i)
+        for y, z in itertools.product(same[:k], other[:m]):
+            gap = distance(anchor, features[y]) + margin - distance(anchor, features[z])
+            hinges.append(gap if gap > 0 else 0 * gap)
+    return torch.stack(hinges)
 
 
-def deep_knn_triplets(features, labels, k, m):
-    ranked = [neighbors(features, labels, i) for i in range(len(labels))]
-    return [(i, y, z) for i, (same, other) in enumerate(ranked) for y in same[:k] for z in other[:m]]
-
-
-def batch_all_triplets(labels):
-    every = range(len(labels))
-    pairs = [(i, y) for i in every for y in every if y != i and labels[y] == labels[i]]
-    return [(i, y, z) for i, y in pairs for z in every if labels[z] != labels[i]]
+def deep_knn_loss(*batch):
+    return deep_knn_hinges(*batch).mean()
 
 
 def search(queries, gallery, k, exclude_self=False):
@@ -70,6 +67,5 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.numel = max(self.numel, value.numel())
+            self.numel = max(self.numel, value.numel() if isinstance(value, torch.Tensor) else 0)
         return result

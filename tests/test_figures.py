@@ -9,8 +9,7 @@ from made_up import result
 from PIL import Image
 
 from deepknn_lib.storage import figures_dir
-from deepknn_lib.study import figures, notebook
-from deepknn_lib.study import results as tables
+from deepknn_lib.study import figures, notebook, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3
 
 matplotlib.use("Agg")
@@ -31,17 +30,13 @@ def test_every_method_has_a_colour_of_its_own_that_is_told_apart_from_those_besi
 
 
 def test_a_comparison_draws_each_mean_and_interval_in_its_methods_row():
-    quality = {"knn": 0.5, "deep-knn": 0.8}
-    found = [
-        result(m, seed, split=split, quality=q)
-        for split in ("paper", "grouped") for m, q in quality.items() for seed in (0, 1)
-    ]  # fmt: skip
-    table = tables.summary(found)
+    pairs = [(split, m, q) for split in ("paper", "grouped") for m, q in (("knn", 0.5), ("deep-knn", 0.8))]
+    table = results.summary(result(m, s, split=split, quality=q) for split, m, q in pairs for s in (0, 1))
     axes = figures.comparison(table).axes
     assert len(axes) == 3 and axes[0].get_ylabel() and all(axis.get_xlabel() == "per cent" for axis in axes)
     names = [text.get_text() for text in axes[0].get_yticklabels()]
     assert names[3] == "deep kNN, $K_p$ = 5" and len(names) == 4
-    for axis, score in zip(axes, tables.SCORES, strict=True):
+    for axis, score in zip(axes, results.SCORES, strict=True):
         drawn = {(round(line.get_ydata()[0]), tuple(line.get_xdata())) for line in axis.lines}
         for number, row in enumerate(table.to_dict("records")):
             interval = row[f"{score}_low"], row[f"{score}_high"]

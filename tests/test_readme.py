@@ -19,6 +19,7 @@ README, RESULTS = ((ROOT / name).read_text(encoding="utf-8") for name in ("READM
 SKIN7 = [("skin7", "paper"), ("skin7", "grouped")]
 OTHERS = [("chestxray3", "paper"), ("chestxray3", "grouped"), ("sd198", "paper")]
 ACC_MCR, ALL = ("acc", "mcr"), ("acc", "mcr", "rs")
+DIFFERENCE = ["difference", "low", "high"]
 
 
 def rows(*names: str, query: str = "seed >= 0") -> pd.DataFrame:
@@ -34,34 +35,36 @@ def of_methods(names, columns, scores):
     """Lines of a table with a method each, and a data set and split a column."""
     table = results.over_seeds(rows(*names, query=f"k_predict in (5, {SOFTMAX})"))
     shown = map(" / ".join, zip(*(results.with_sd(table, score) for score in scores), strict=True))
-    keys = table[["dataset", "split", "method", "k_predict"]].itertuples(index=False, name=None)
-    found = dict(zip(keys, shown, strict=True))
+    keys = table[["dataset", "split", "method", "k_predict"]].values
+    found = dict(zip(map(tuple, keys), shown, strict=True))
     votes = [(method, k) for method in METHODS for k in (SOFTMAX, 5) if (*columns[0], method, k) in found]
     assert len(found) == len(table) == len(votes) * len(columns)
     return [[results.method_title(*vote), *(found[(*column, *vote)] for column in columns)] for vote in votes]
 
 
 def of_the_ladder():
-    start = {
-        "image_size": 64,
-        "epochs": 8,
-        "margin": 0.5,
-        "backbone": "resnet18",
-        "weights": "pqf",
-        "split": "paper",
-    }
-    words = {
-        "image_size": "{:g} pixels",
-        "epochs": "{:g} epochs",
-        "margin": "α = {:g}",
-        "backbone": "ResNet-50",
-    }
-    words |= {"weights": "no pretrained weights", "split": "split by lesion"}
+    words = {"image_size": (64, "{:g} pixels"), "epochs": (8, "{:g} epochs"), "margin": (0.5, "α = {:g}")}
+    words |= {"backbone": ("resnet18", "ResNet-50"), "weights": ("pqf", "no pretrained weights")}
+    words |= {"split": ("paper", "split by lesion")}
     query = "method == 'deep-knn' and seed == 0 and k_predict == 5"
     for row in rows("skin7_finetune", "skin7_ladder", query=query).to_dict("records"):
-        changed = [words[name].format(row[name]) for name, value in start.items() if row[name] != value]
+        changed = [text.format(row[name]) for name, (start, text) in words.items() if row[name] != start]
         nothing = "nothing: ResNet-18, 64 pixels, 8 epochs, α = 0.5, by image"
         yield [" and ".join(changed) or nothing, cells(row, ALL, " | ")]
+
+
+def of_the_run_on_a_gpu():
+    table = rows("skin7_paper").to_dict("records")
+    titles = [results.method_title(row["method"], row["k_predict"]) for row in table]
+    yield from zip(titles, (cells(row, (*ALL, "recall_vasc"), " | ") for row in table), strict=True)
+    gaps = pd.read_csv(FOLDER / "skin7_paper_differences.csv")
+    for (method, minus), gap in gaps.groupby(["method", "minus"], sort=False):
+        points = ("{} [{}, {}]".format(*rounded(row)) for row in gap[DIFFERENCE].values)
+        yield [f"{METHODS[method].title} − {METHODS[minus].title}", *points]
+
+
+def rounded(values):
+    return tuple(f"{value + 0:.1f}".replace("-", "−") for value in values)
 
 
 def of_frozen_features():
@@ -120,7 +123,8 @@ TABLES = {
     "ladder": (of_the_ladder, 10),
     "frozen features": (of_frozen_features, 10),
     "K, M and search": (of_k_m_and_search, 6),
-    "commits": (of_commits, 12),
+    "on a GPU": (of_the_run_on_a_gpu, 13 + 7),
+    "commits": (of_commits, 13),
     "verdicts": (of_verdicts, 10),
 }
 
@@ -133,14 +137,10 @@ def test_tables_are_those_of_the_committed_rows(table):
 
 
 def test_intervals_are_those_of_the_committed_differences():
-    def rounded(*values):
-        return tuple(f"{value + 0:.1f}".replace("-", "−") for value in values)
-
     tables = [pd.read_csv(path) for path in (*FOLDER.glob("*_differences.csv"), FOLDER / "skin7_leak.csv")]
-    numbers = pd.concat(tables)[["difference", "low", "high"]]
-    known = {rounded(*row) for row in numbers.itertuples(index=False)}
+    known = {rounded(row) for row in pd.concat(tables)[DIFFERENCE].values}
     number = r"([−+]?\d+(?:\.\d+)?)"
-    for text, least in ((README, 8), (RESULTS, 20)):
+    for text, least in ((README, 8), (RESULTS, 41)):
         said = re.findall(rf"{number}[^\[\d]{{0,40}}\s\[{number}, {number}\]", text)
         assert len(said) == len(re.findall(r"\[[−+]?\d+\.\d, ", text)) >= least
         assert not {tuple(value.replace("+", "") for value in triple) for triple in said} - known

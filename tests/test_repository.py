@@ -1,18 +1,20 @@
 """What is promised about the repository: its size, its rooms, packages, notebooks, links, commands and scripts."""
 
-import ast
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from graphlib import TopologicalSorter
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 import pytest
+
+from deepknn_lib.cli import build_parser
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +31,9 @@ HEAVY = (
 NOT_OURS = {".git", ".venv", "build", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", "__pycache__"}
 # A path of one machine, in any spelling. A path inside a URL is none.
 MACHINE = re.compile(r"(?<![\w./:~-])(/home/\w|/root\b|/Users/\w|/mnt/\w|/tmp/\w)|\b[A-Z]:\\\\?Users\b")
+INDEX = re.compile(r"^\s*-*(extra-)?index[-]url|^\s*--find[-]links|^\s*--trusted-host", re.M)
+IMPORT = r"^\s*(?:from|import) (deepknn_lib[\w.]*)(?: import \(?((?<=\()[\w,\s]+|[\w, ]+))?"
+LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")
 
 
 def files(*patterns: str) -> list[Path]:
@@ -50,19 +55,16 @@ def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def prose(path: Path) -> list[str]:
-    """The markdown cells of a notebook."""
-    return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+def cells(path: Path, kind: str) -> list:
+    """The code or markdown cells of a notebook."""
+    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == kind]
 
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 ALL_NOTEBOOKS = files("notebooks/*.ipynb", "notebooks/**/*.ipynb")
-LIBRARY = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted((ROOT / "deepknn_lib").rglob("*.py"))
-}
-
-# Size and rooms
+MODULES = sorted((ROOT / "deepknn_lib").rglob("*.py"))
+NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
+LIBRARY = dict(zip(NAMES, MODULES, strict=True))
 
 
 def test_library_and_readme_keep_their_budgets():
@@ -75,26 +77,22 @@ def test_library_and_readme_keep_their_budgets():
 
 def imported(module: str) -> set[str]:
     """Modules of the library that a module imports, at its top or inside its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(text_of(LIBRARY[module]))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in LIBRARY else node.module for name in names}
-    return {name for name in found if name in LIBRARY} - {module}
-
-
-def room(module: str) -> str:
-    name = (module.split(".") + ["cli"])[1].replace("__main__", "cli")
-    return name if name in ROOMS else "method"
+    text, found = text_of(LIBRARY[module]), set()
+    assert not re.search(r"^\s*from \.", text, re.M), f"{module} imports relatively"
+    for source, names in re.findall(IMPORT, text, re.M):
+        full = [f"{source}.{name}" for name in re.findall(r"\w+", names)]
+        found |= {name if name in LIBRARY else source for name in full or [source]}
+    return found & set(LIBRARY) - {module}
 
 
 def test_arrows_between_rooms_point_down_and_none_goes_round():
+    def room(module):
+        word = (module.split(".") + ["cli"])[1].replace("__main__", "cli")
+        return word if word in ROOMS else "method"
+
     arrows = {module: imported(module) for module in LIBRARY}
     pairs = [(a, b) for a, targets in arrows.items() for b in targets if room(a) != room(b)]
-    assert not [(a, b) for a, b in pairs if ROOMS[room(b)] >= ROOMS[room(a)]]
+    assert pairs and not [(a, b) for a, b in pairs if ROOMS[room(b)] >= ROOMS[room(a)]]
     assert len(list(TopologicalSorter(arrows).static_order())) == len(LIBRARY)  # CycleError names a circle
 
 
@@ -119,26 +117,23 @@ def test_packages_are_the_same_in_pyproject_environment_and_constraints():
     assert int(pins["torchvision"].split(".")[1]) - int(pins["torch"].split(".")[1]) == 15
 
 
-# Files
-
-
 @each(files(*(f"*.{end}" for end in "py sh txt toml yml yaml md cff csv json ipynb html".split())))
 def test_no_paths_of_a_machine_and_no_package_index(path):
     text = text_of(path)
     if path != Path(__file__).resolve():  # this file holds the patterns
         assert not (found := MACHINE.search(text)), text[max(0, found.start() - 60) : found.end() + 60]
         assert str(ROOT) not in text
-    assert not re.search(r"^\s*-*(extra-)?index[-]url|^\s*--find[-]links|^\s*--trusted-host", text, re.M)
+    assert not INDEX.search(text)
 
 
 def test_every_committed_figure_is_made_by_code():
-    cells = (cell for path in NOTEBOOKS for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
-    code = "\n".join([*(cell.source for cell in cells), *map(text_of, LIBRARY.values())])
+    code = "\n".join(
+        [cell.source for path in NOTEBOOKS for cell in cells(path, "code")] + [*map(text_of, MODULES)]
+    )
     names = [re.sub(r"\{[^}]*\}", "*", name) for name in re.findall(r"\"([\w{}\"'./]+)\"", code)]
     patterns = {name.split("/")[-1].removesuffix(".csv") for name in names if len(name.split("*")[0]) >= 3}
-    kept = [path for path in files("figures/*", "figures/tables/*") if path.suffix != ".html"]
-    made = {path.name for path in kept for name in patterns if Path(path.stem).match(name)}
-    assert not {path.name for path in kept} - made
+    kept = {path.name: path.stem for path in files("figures/*", "figures/tables/*") if path.suffix != ".html"}
+    assert not [name for name, stem in kept.items() if not any(fnmatchcase(stem, p) for p in patterns)]
 
 
 # Notebooks (pre-commit runs these by `-k notebook`)
@@ -146,8 +141,7 @@ def test_every_committed_figure_is_made_by_code():
 
 @each(ALL_NOTEBOOKS)
 def test_notebook_is_valid_small_and_without_widgets(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
+    nbformat.validate(notebook := nbformat.read(path, as_version=4))
     assert notebook.metadata.kernelspec.name == "python3" and path.stat().st_size < 2_000_000
     assert not {"widgets", "papermill"} & set(notebook.metadata)
     assert "application/vnd.jupyter.widget" not in text_of(path)
@@ -155,11 +149,12 @@ def test_notebook_is_valid_small_and_without_widgets(path):
 
 @each(NOTEBOOKS)
 def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
-    opening, closing = prose(path)[0].lower(), "\n".join(prose(path)[-4:])
-    assert re.match(r"# (?s:.*\bquestion\b.*\bmakes?\b.*\b(minutes?|seconds)\b)", opening)
-    assert re.search("Summary.*Exercises.*Next", " ".join(re.findall(r"^#+ (.+)$", closing, re.M)))
-    cells = nbformat.read(path, as_version=4).cells
-    (tagged,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    prose = [cell.source for cell in cells(path, "markdown")]
+    assert re.match(r"# (?s:.*\bquestion\b.*\bmakes?\b.*\b(minutes?|seconds)\b)", prose[0].lower())
+    assert re.search(
+        "Summary.*Exercises.*Next", " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-4:]), re.M))
+    )
+    (tagged,) = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
     lines = [line for line in tagged.source.splitlines() if line and not line.startswith("#")]
     assert not [line for line in lines if not re.match(r"\w+: \w+ = .+  # \w", line)], "type and comment"
     assert {line.split(":")[0] for line in lines} <= {"profile", "dataset", "seeds", "device"}
@@ -167,37 +162,28 @@ def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
 
 @each(NOTEBOOKS)
 def test_notebook_has_short_cells_and_stored_outputs_without_errors(path):
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert max(len(cell.source.splitlines()) for cell in cells) <= 20, "move work to the library"
-    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "--save-outputs"
-    outputs = [output for cell in cells for output in cell.outputs]
+    code = cells(path, "code")
+    assert max(len(cell.source.splitlines()) for cell in code) <= 20, "move work to the library"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "--save-outputs"
+    outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert all(output.metadata["image/png"]["alt"].strip() for output in images), "a figure without words"
     assert len({output.data["image/png"] for output in images}) == len(images), "one figure is stored twice"
 
 
-# Links and commands in prose
-
-LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)|(?:src|href)=\"([^\"]+)\"")
-
-
 @each(files("*.md") + ALL_NOTEBOOKS)
 def test_relative_links_resolve_in_documents_and_notebooks(path):
-    text = text_of(path)
-    if path.suffix == ".ipynb":
-        text = "\n\n".join(prose(path))
-    for target in (a or b for a, b in LINK.findall(re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))):
-        if re.match(r"[a-z][a-z+.-]*:", target):
-            continue
+    texts = [cell.source for cell in cells(path, "markdown")] if path.suffix == ".ipynb" else [text_of(path)]
+    text = re.sub(r"^```.*?^```", "", "\n\n".join(texts), flags=re.M | re.S)
+    for target in (a or b for a, b in LINK.findall(text) if not re.match(r"[a-z][a-z+.-]*:", a or b)):
         name, _, anchor = target.partition("#")
         there = path.parent / unquote(name) if name else path
         assert there.exists(), target
         if anchor and there.suffix == ".md":  # GitHub names an anchor after its heading
             titles = re.findall(r"^#+ (.+)$", text_of(there), re.M)
-            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}, (
-                target
-            )
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in anchors, target
 
 
 def commands(path: Path) -> list[str]:
@@ -208,13 +194,8 @@ def commands(path: Path) -> list[str]:
     return [part.strip() for line in lines for part in line.split("&&")]
 
 
-COMMANDS = [(path.name, line) for path in files("*.md") for line in commands(path)]
-
-
-@pytest.mark.parametrize("document, line", COMMANDS)
+@pytest.mark.parametrize("document, line", [(p.name, line) for p in files("*.md") for line in commands(p)])
 def test_commands_in_documents_exist(document, line):
-    from deepknn_lib.cli import build_parser
-
     program, *rest = [word for word in shlex.split(line) if word not in ("-h", "--help")]
     if program == "./run_all.sh":
         build_parser().parse_args(["notebooks", *rest])  # an unknown option ends in SystemExit
@@ -227,15 +208,11 @@ def test_commands_in_documents_exist(document, line):
     assert all((ROOT / word).exists() for word in rest if word.endswith((".py", ".yml", ".txt", ".ipynb")))
 
 
-# Scripts
-
-
 def sh(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run with the interpreter of these tests first on the PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path} | environment
-    command = ["bash", "-c", command]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, env=environment)
+    told = {"env": os.environ | {"PATH": path} | environment, "capture_output": True, "text": True}
+    return subprocess.run(["bash", "-c", command], cwd=cwd, timeout=60, **told)
 
 
 SCRIPTS = {"run_all.sh": "--save-outputs", "run_tests.sh": "pytest options"}
@@ -244,9 +221,8 @@ SCRIPTS |= {"data/results/make.py": "--train", "data/results/trials.py": "--out"
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_say_what_they_do_from_any_folder(script, tmp_path):
-    path = ROOT / script
-    check = "" if path.suffix == ".py" else f"bash -n '{path}' && "
-    done = sh(f"{check}{'python' if not check else 'bash'} '{path}' --help", tmp_path)
+    run = "python" if script.endswith(".py") else f"bash -n '{ROOT / script}' && bash"
+    done = sh(f"{run} '{ROOT / script}' --help", tmp_path)
     assert done.returncode == 0 and SCRIPTS[script] in done.stdout, done.stderr
 
 
@@ -268,14 +244,11 @@ def test_setup_uses_an_environment_that_has_everything(checkout, tmp_path):
 
 
 def test_setup_installs_once_and_again_when_the_versions_change(checkout):
-    venv = checkout / ".venv"
-    (venv / "bin").mkdir(parents=True)
-    python = venv / "bin" / "python"  # a stand-in that only notes what it is asked to install
+    python, asked = checkout / ".venv" / "bin" / "python", checkout / "pip.txt"
+    python.parent.mkdir(parents=True)  # a stand-in that only notes what it is asked to install
     python.write_text('#!/bin/sh\n[ "$1" != -m ] || echo "$@" >> pip.txt\n')
     python.chmod(0o755)
-    (venv / "bin" / "activate").write_text("echo activated")
-    asked = checkout / "pip.txt"
-
+    python.with_name("activate").write_text("echo activated")
     # The active environment has the library of another checkout, so setup.sh does not take it.
     done = sh("source ./setup.sh", checkout, PYTHONPATH="")
     assert done.returncode == 0 and done.stdout.endswith("activated\n"), done.stderr
@@ -283,7 +256,6 @@ def test_setup_installs_once_and_again_when_the_versions_change(checkout):
     asked.unlink()
     assert sh("source ./setup.sh", checkout, PYTHONPATH="").stdout == "activated\n"
     assert not asked.exists()
-
     (checkout / "constraints.txt").write_text("torch==0.0\n")
     assert sh("source ./setup.sh", checkout, PYTHONPATH="").returncode == 0 and asked.exists()
 

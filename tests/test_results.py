@@ -11,6 +11,17 @@ from deepknn_lib.storage import figures_dir, repository
 from deepknn_lib.study import results as tables
 from deepknn_lib.study.runs import SOFTMAX
 
+ALL = "epochs batch_size sampling k m margin soft class_power search_every lr warmup lr_decay_every"
+UNUSED = {
+    "knn": ALL,
+    "lmnn": ALL,
+    "deep-knn": "soft class_power",
+    "weighted-ce": "k m margin soft search_every",
+}
+UNUSED |= {"triplet": "k m class_power search_every", "triplet-ft": "k m margin class_power search_every"}
+UNUSED |= {"supcon": "k m margin soft class_power search_every"}
+OTHERS = {"knn": {}, "lmnn": {}, "supcon": {}, "triplet-ft": {"soft": True}}  # A soft margin has none.
+
 
 @pytest.fixture(scope="module")
 def results():
@@ -20,22 +31,18 @@ def results():
 
 
 def test_rows_have_the_columns_of_the_committed_ones_and_empty_cells_for_settings_without_effect(results):
+    others = [result(method, **changes) for method, changes in OTHERS.items()]
     rows = tables.results_table(results)
-    committed = pd.read_csv(repository() / "data" / "results" / "skin7_demo_runs.csv")
+    committed = pd.read_csv(repository() / "data" / "results" / "skin7_paper_runs.csv")
     assert [n for n in rows if "recall" not in n] == [n for n in committed if "recall" not in n]
     assert len(rows) == 2 * (2 + 1 + 2)  # seeds × (two votes, softmax, two votes)
-    row = rows[(rows["method"] == "weighted-ce") & (rows["seed"] == 0)].iloc[0]
-    right = results[1].predict(SOFTMAX) == LABELS
+    row, right = rows[rows["method"] == "weighted-ce"].iloc[0], results[1].predict(SOFTMAX) == LABELS
     assert row["k_predict"] == SOFTMAX and row["acc"] == pytest.approx(100 * right.mean())
     assert row["recall_c"] == row["rs"] == pytest.approx(100 * right[LABELS == 2].mean())
-    triplets, unused = ["k", "m", "margin", "soft", "search_every"], rows.isna().groupby(rows["method"]).any()
-    assert unused.loc["weighted-ce", triplets].all() and not unused.loc["weighted-ce", ["lr", "epochs"]].any()
-    assert unused.loc["deep-knn", triplets].tolist() == [False, False, False, True, False]
-    assert unused.loc["triplet", triplets].tolist() == [True, True, False, False, True]
-    others = [result("knn"), result("lmnn"), result("supcon"), result("triplet", soft=True)]
-    others = tables.results_table(others, votes=(5,))
-    assert others["lr"].isna().tolist() == [True, True, False, False]
-    assert others["margin"].isna().all()  # A soft margin has none.
+    rows = tables.results_table([*results, *others])
+    empty = rows.isna().groupby(rows["method"]).any()[[*tables.SETTINGS]]
+    told = {method: " ".join(name for name in empty if empty.loc[method, name]) for method in empty.index}
+    assert told == UNUSED
 
 
 def test_history_is_that_of_trained_runs(results):
@@ -55,9 +62,6 @@ def test_a_summary_holds_mean_sd_and_an_interval_around_them(results):
     assert shown["method"].tolist()[::2][:2] == ["deep kNN, K_p = 1 (collapsed)", "weighted cross-entropy"]
     mcr = "{mcr:.1f} ± {mcr_sd:.1f} [{mcr_low:.1f}, {mcr_high:.1f}]"
     assert shown.loc[2, "MCR"] == mcr.format(**row)
-
-
-# Paired differences
 
 
 def test_a_paired_difference_is_that_of_the_means_and_0_against_itself(results):
@@ -103,15 +107,11 @@ def test_a_paired_interval_covers_the_true_difference_where_views_of_a_lesion_go
 
     for _ in range(trials):
         pair = drawn(0.7), drawn(0.6)
-        rows = tables.paired(pair[:1], pair[1:]).set_index("score").loc["Acc"]
-        held += rows["low"] <= truth <= rows["high"]
-        alone = [[replace(r, arrays=apart)] for r in pair]
-        rows = tables.paired(*alone).set_index("score").loc["Acc"]
-        wrong += rows["low"] <= truth <= rows["high"]
+        alone = [replace(r, arrays=apart) for r in pair]
+        both = [tables.paired(first, second) for first, second in ([[r] for r in pair], [[r] for r in alone])]
+        inside = [(rows["low"][0] <= truth <= rows["high"][0]) for rows in both]
+        held, wrong = held + inside[0], wrong + inside[1]
     assert 0.90 <= held / trials <= 1 and wrong / trials < 0.88  # 95 %; image by image it would be 83 %
-
-
-# As people read them
 
 
 def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
@@ -142,27 +142,20 @@ def test_a_table_is_written_as_csv_and_markdown():
     assert pd.read_csv(figures_dir() / "tables" / "t.csv")["n"][0] == 1.25
 
 
-# Over seeds
-
-
 def test_over_seeds_is_the_mean_and_sd_of_runs_that_agree_in_every_setting():
-    cells = {"columns": {"margin": None, "soft": None, "k": None}}
-    rows = pd.DataFrame([
-        result_row("skin7", "deep-knn", seed=0, acc=70.0, mcr=50.0),
-        result_row("skin7", "deep-knn", seed=1, acc=73.0, mcr=52.0, collapsed=True),
-        result_row("skin7", "deep-knn", seed=2, acc=76.0, mcr=57.0),
-        result_row("skin7", "deep-knn", seed=0, acc=1.0, split="grouped"),
-        result_row("skin7", "deep-knn", seed=0, acc=2.0, margin=0.7),
-        result_row("skin7", "deep-knn", seed=0, acc=3.0, k_predict=1),
-        result_row("skin7", "deep-knn", seed=0, acc=4.0, evaluate_on="validation"),
-        result_row("skin7", "weighted-ce", seed=0, acc=5.0, **cells),
-        result_row("skin7", "weighted-ce", seed=1, acc=7.0, **cells),
-    ])  # fmt: skip
+    ce, unused = {"method": "weighted-ce"}, {"columns": {"margin": None, "soft": None, "k": None}}
+    given = [
+        {"acc": 70.0, "mcr": 50.0}, {"acc": 73.0, "mcr": 52.0, "seed": 1, "collapsed": True},
+        {"acc": 76.0, "mcr": 57.0, "seed": 2}, {"acc": 1.0, "split": "grouped"}, {"acc": 2.0, "margin": 0.7},
+        {"acc": 3.0, "k_predict": 1}, {"acc": 4.0, "evaluate_on": "validation"},
+        {"acc": 5.0} | ce | unused, {"acc": 7.0, "seed": 1} | ce | unused,
+    ]  # fmt: skip
+    rows = pd.DataFrame([result_row("skin7", **{"method": "deep-knn", "seed": 0} | row) for row in given])
     table = tables.over_seeds(rows)
     assert table["acc"].tolist() == [73, 1, 2, 3, 4, 6] and table["seeds"].tolist() == [3, 1, 1, 1, 1, 2]
     assert (table.loc[0, "mcr"], table.loc[0, "collapsed"]) == (53, 1) and "seed" not in table
     sd = [3, np.nan, np.nan, np.nan, np.nan, np.sqrt(2)]
     assert table["acc_sd"].tolist() == pytest.approx(sd, nan_ok=True)
     # Rows from before a column was added
-    old = tables.over_seeds(rows.drop(columns=["soft", "warmup"]))
+    old = tables.over_seeds(rows.drop(columns=["soft", "warmup", "class_power"]))
     assert old["acc"].tolist() == table["acc"].tolist() and old["soft"].isna().all()

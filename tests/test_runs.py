@@ -89,7 +89,7 @@ def test_a_run_on_features_hands_its_settings_to_its_base():
 @pytest.mark.parametrize("wrong, said", [
     ({"method": "svm"}, "unknown method 'svm'"),
     ({"k_predict": SOFTMAX}, "k_predict must be at least 1"),
-    ({"evaluate_on": "train"}, "evaluate_on is"),
+    ({"evaluate_on": "train"}, "unknown evaluate_on 'train'"),
     ({"epochs": 0}, "epochs must be at least 1"),
     ({"lr": 0.0}, "lr above 0"),
     *[({"method": method}, f"{method} needs a base run") for method in ("deep-knn-ft", *TABLE3[1:])],

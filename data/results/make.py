@@ -1,120 +1,194 @@
 """The tables of this folder, from the runs they are made of.
 
-`python data/results/make.py` writes those whose runs are all done, and says of the others how many runs are missing;
-with `--train` it trains what is missing first (about five hours on two cores). `--only skin7_finetune` makes some. The images and
-weights have to be there: `skin7`, `chestxray3` and `sd198` (`python -m deepknn_lib verify skin7` and so on), and
-DEEPKNN_WEIGHTS with `resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. Evidence needs all studies of a set.
+`python data/results/make.py` writes every table whose runs are all done, and says of the others what is missing. With
+`--train` it trains what is missing first: about five hours on two cores, and `skin7_paper` needs a GPU. The images have
+to be there (`python -m deepknn_lib verify skin7`, `chestxray3`, `sd198`), and DEEPKNN_WEIGHTS has to name a folder with
+`resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. The tables of trials are made by `trials.py`.
 """
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 
-from deepknn_lib import claims, experiments, tables
-from deepknn_lib.runs import TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
+from deepknn_lib.datasets import Dataset, load_dataset
+from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import whole_file
+from deepknn_lib.study import claims, experiments, results
+from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
 
+PAIRS, LADDER, COUNTED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).values()
 COMPARED = (*TABLE2, "triplet-ft")
-SPLITS = {"skin7": ("paper", "grouped"), "chestxray3": ("paper", "grouped"), "sd198": ("paper",)}  # no groups known of sd198
+SPLITS = {"skin7": ("paper", "grouped"), "chestxray3": ("paper", "grouped"), "sd198": ("paper",)}
 FROZEN = {"backbone": "resnet50", "weights": "pqf", "image_size": 256}
 TUNED = {"weights": "pqf"}
-PAIRS = [("deep-knn", rival, 5) for rival in ("knn", "triplet", "ce-knn")] + [("deep-knn", "weighted-ce", 0), ("triplet", "knn", 5)]
-PAIRS += [("deep-knn-ft", "deep-knn", 5), ("deep-knn-ft", "weighted-ce", 0), ("deep-knn-ft", "triplet-ft", 5)]
-PAIRS += [("mlp-deep-knn", rival, 5) for rival in ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce")] + [("mlp-deep-knn", "mlp-ce", 0)]
-CHANGED = (  # the ladder of README's "Why not 89?", one thing at a time
-    {"backbone": "resnet50"}, {"image_size": 96}, {"image_size": 128}, {"epochs": 16, "lr_decay_every": 4},
-    {"image_size": 96, "epochs": 16, "lr_decay_every": 4}, {"margin": 0.2}, {"margin": 1.0}, {"weights": "none"},
-)  # fmt: skip
+Results = list[experiments.Result]
 
 
 def studies() -> dict[str, list[Run]]:
-    """The runs of every `<name>_runs.csv`."""
-    found = {f"{name}_demo": grid(name, "demo", COMPARED, splits, (0, 1, 2)) for name, splits in SPLITS.items()}
-    for name, seeds in (("skin7", (0, 1)), ("sd198", ())):  # of the whole-set search, which costs most
-        found[f"{name}_sweeps"] = sweeps(name, "demo", (0, 1, 2))["K and M"] + sweeps(name, "demo", seeds)["search"]
+    """The runs of each study; `datasets` has none."""
+    found = {f"{name}_demo": grid(name, "demo", COMPARED, SPLITS[name], (0, 1, 2)) for name in SPLITS}
+    for name, seeds in (("skin7", (0, 1)), ("sd198", ())):  # the seeds of whole-set search, which costs most
+        of_k_and_m = sweeps(name, "demo", (0, 1, 2))["K and M"]
+        found[f"{name}_sweeps"] = of_k_and_m + sweeps(name, "demo", seeds)["search"]
     found["skin7_backbones"] = grid("skin7", "demo", TABLE4, ("grouped",), (0,), backbone="small-vgg")
-    found["skin7_finetune"] = grid("skin7", "finetune", COMPARED, SPLITS["skin7"], (0, 1, 2), **TUNED)
-    found["skin7_finetune_search"] = grid("skin7", "finetune", ("deep-knn-global",), ("grouped",), (0, 1), **TUNED)
-    found["skin7_ladder"] = [
-        make_run("skin7", "deep-knn", "finetune", split="paper", seed=0, **TUNED | change) for change in CHANGED
-    ]
+    tuned = partial(grid, "skin7", "finetune", **TUNED)
+    found["skin7_finetune"] = tuned(COMPARED, SPLITS["skin7"], (0, 1, 2))
+    found["skin7_finetune_search"] = tuned(("deep-knn-global",), ("grouped",), (0, 1))
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
+    steps = [{"split": "paper", "seed": 0} | TUNED | change for change in LADDER]
+    found["skin7_ladder"] = [make_run("skin7", "deep-knn", "finetune", **step) for step in steps]
+    found["skin7_leak"] = grid("skin7", "demo", ("knn",), ("paper",), (0,), **FROZEN)
+    return found | {"skin7_paper": on_a_gpu(), "datasets": []}
+
+
+def on_a_gpu() -> list[Run]:
+    """The profile `paper` on Skin-7 by lesion: one seed, and 21 epochs in place of 60."""
+    given = {"split": "grouped", "seed": 0, "weights": "pqf"}
+    whole = given | {"epochs": 21, "lr_decay_every": 5}
+    start = given | {"base": make_run("skin7", "weighted-ce", "paper", **whole)}
+    changes = {"knn": given, "weighted-ce": whole, "ce-knn": start, "deep-knn": whole, "semi-hard": whole}
+    changes |= {"deep-knn-ft": start | {"epochs": 10, "lr_decay_every": 2}, "supcon": whole}
+    return [make_run("skin7", method, "paper", **settings) for method, settings in changes.items()]
+
+
+def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
+    """Each table: what makes it of results, and the studies that the results come from."""
+    found = {"datasets": (counts, ["datasets"]), "skin7_leak": (leak, ["skin7_leak"])}
+    known = [name for name in studies() if name not in found]
+    for name in known:
+        found[f"{name}_runs"] = partial(rows, every_vote=name.endswith(("_sweeps", "_finetune"))), [name]
+        if name.endswith(("_demo", "_finetune", "_table3", "_paper")):
+            found |= {f"{name}_history": (results.history_table, [name])}
+            found |= {f"{name}_differences": (differences, [name])}
+        if name.endswith("_paper"):
+            found |= {f"{name}_evidence": (evidence, [name]), f"{name}_predictions": (predictions, [name])}
+    compared = [name for name in known if not name.endswith(("_ladder", "_paper"))]
+    for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
+        found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
     return found
 
 
-def rows(study: str, results: list[experiments.Result]) -> pd.DataFrame:
-    """One row a run and K_p; the runs of the paper's K and M in a sweep also vote with Table S4's K_p."""
+def rows(found: Results, every_vote: bool) -> pd.DataFrame:
+    """One row a run and K_p; with `every_vote`, deep kNN has Table S4's K_p at the paper's K and M, else K_p = K."""
 
     def votes(run: Run) -> tuple[int, ...]:
-        if run.method != "deep-knn" or not study.endswith(("_sweeps", "_finetune")):
+        if run.method != "deep-knn" or not every_vote:
             return ()
         return (1, 3, 5, 7, 9) if (run.k, run.m) == (5, 5) else (run.k_predict,)
 
-    made = (tables.results_table([result], votes(result.run)) for result in results)
-    return pd.DataFrame([row for table in made for row in table.to_dict("records")])
+    tables = [results.results_table([result], votes(result.run)) for result in found]
+    return pd.DataFrame([row for table in tables for row in table.to_dict("records")])
 
 
-def differences(results: list[experiments.Result]) -> pd.DataFrame:
-    """Each pair of methods with its paired 95 % interval over images and seeds, in points; K_p = 5, `k_minus` 0: softmax."""
-    found = []
-    for split in dict.fromkeys(result.run.split for result in results):
+def differences(found: Results) -> pd.DataFrame:
+    """Each pair of methods with its paired 95 % interval in points; K_p = 5, and `k_minus` is that of `minus`."""
+    tables = []
+    for split in dict.fromkeys(result.run.split for result in found):
         for method, minus, k_minus in PAIRS:
-            first, second = (tables.select(results, split=split, method=name) for name in (method, minus))
+            first, second = (results.select(found, split=split, method=name) for name in (method, minus))
             if first and second:
-                table = tables.paired(first, second, 5, k_minus)
-                found.append(table.assign(split=split, method=method, minus=minus, k_minus=k_minus))
-    return pd.concat(found)
+                table = results.paired(first, second, 5, k_minus)
+                tables.append(table.assign(split=split, method=method, minus=minus, k_minus=k_minus))
+    return pd.concat(tables)
 
 
-def evidence(studies: dict[str, list[experiments.Result]]) -> pd.DataFrame:
-    """Every comparison that a claim needs, of a data set's studies."""
-    compared = [result for results in studies.values() for result in results]
-    swept = [r for name in studies if name.endswith("_sweeps") for r in studies[name] if r.run.method == "deep-knn"]
-    usual = {result.run: result for result in compared if (result.run.k, result.run.m) == (5, 5)}
-    return claims.evidence(usual.values(), variants=swept)
+def evidence(found: Results) -> pd.DataFrame:
+    """Every comparison that a claim needs, from all studies of a data set."""
+    usual = {result.run: result for result in found if (result.run.k, result.run.m) == (5, 5)}
+    return claims.evidence(usual.values(), variants=[result for result in found if result.run not in usual])
 
 
-def main() -> int:
-    """Write what can be written; 0 also where runs are missing, as the output says which."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true")
-    parser.add_argument("--only", metavar="STUDY,STUDY", help=f"of {', '.join(studies())} (default: all)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    arguments = parser.parse_args()
+def predictions(found: Results) -> pd.DataFrame:
+    """The class that each method and K_p (`method:k`) gives each test image; paired intervals can be made from it."""
+    table = {name: found[0].arrays[f"test_{name}s"] for name in ("id", "group", "label")}
+    votes = [(result, k) for result in found for k in METHODS[result.run.method].votes]
+    table |= {f"{result.run.method}:{k}": result.predict(k) for result, k in votes}
+    return pd.DataFrame(table).rename(columns={"id": "image"})
+
+
+def leak(found: Results) -> pd.DataFrame:
+    """What a test image's own lesion in the training part is worth: the vote with it minus without it, in points."""
+    (result,), arrays = found, found[0].arrays
+    most = np.unique(arrays["train_groups"], return_counts=True)[1].max()
+    parts = (torch.from_numpy(arrays[f"{part}_features"]) for part in ("test", "train"))
+    distances, near = nearest_neighbors(*parts, 5 + int(most))
+    own = torch.from_numpy(arrays["train_groups"][near.numpy()] == arrays["test_groups"][:, None])
+    last = own.int().argsort(dim=1, stable=True)  # The images of the own lesion go behind all others.
+    labels, distances = (
+        torch.from_numpy(arrays["train_labels"])[near.gather(1, last)],
+        distances.gather(1, last),
+    )
+    n_classes = len(result.record["class_names"])
+    votes = {k: majority_vote(labels[:, :k], distances[:, :k], n_classes).numpy() for k in (1, 5)}
+    without = replace(result, _predicted=votes)
+    about = {
+        name: getattr(result.run, name) for name in ("dataset", "method", "backbone", "weights", "image_size")
+    }
+    about |= {"seeds": 1, "k_predict": 0, "measure": "with - without twins, by image"}
+    tables = [results.paired([result], [without], k, k).assign(**about | {"k_predict": k}) for k in votes]
+    return pd.concat(tables)[[*about, "score", "difference", "low", "high"]]
+
+
+def counts(found: list[Dataset]) -> pd.DataFrame:
+    """Images and classes, counted, of the paper's sets that we have."""
+    table = []
+    for data in found:
+        (title, remark), sizes = COUNTED[data.name], np.bincount(np.r_[data.train.labels, data.test.labels])
+        row = {"dataset": title, "our_name": data.name, "classes": len(sizes), "train": len(data.train)}
+        row |= {"test": len(data.test), "smallest_class": sizes.min(), "largest_class": sizes.max()}
+        table.append(row | {"remark": remark})
+    return pd.DataFrame(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write what can be written; 0 also where something is missing, as the output says what."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--train", action="store_true", help="train the runs that are missing")
+    parser.add_argument(
+        "--only", metavar="STUDY,STUDY", help=f"some of {', '.join(studies())} (default: all)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path(__file__).parent)
+    arguments = parser.parse_args(argv)
     known, done = studies(), {}
     wanted = arguments.only.split(",") if arguments.only else list(known)
     if unknown := [name for name in wanted if name not in known]:
         parser.error(f"unknown study {', '.join(unknown)}; choose of {', '.join(known)}")
     for name in wanted:
-        if arguments.train:
-            print(f"{name}: {experiments.outlook(known[name])}", file=sys.stderr)
-            experiments.execute_all(known[name])
-        if missing := sum(not experiments.is_done(run) for run in known[name]):
-            print(f"{name}: left as it is, {missing} of its {len(known[name])} runs are missing", file=sys.stderr)
-            continue
-        done[name] = [experiments.load(run) for run in known[name]]
-        save(rows(name, done[name]), arguments.out / f"{name}_runs.csv")
-        if name.endswith(("_demo", "_finetune", "_table3")):
-            save(tables.history_table(done[name]), arguments.out / f"{name}_history.csv")
-            save(differences(done[name]), arguments.out / f"{name}_differences.csv")
-    for dataset in SPLITS:
-        needed = [name for name in known if name.startswith(dataset) and not name.endswith("_ladder")]  # single runs
-        if all(name in done for name in needed):
-            save(evidence({name: done[name] for name in needed}), arguments.out / f"{dataset}_evidence.csv")
-        elif any(name in done for name in needed):
-            print(f"{dataset}_evidence.csv: left as it is, it needs {', '.join(needed)}", file=sys.stderr)
+        try:
+            if arguments.train and known[name]:
+                print(f"{name}: {experiments.estimate_remaining(known[name])}", file=sys.stderr)
+                experiments.execute_all(known[name])
+            if missing := sum(not experiments.is_done(run) for run in known[name]):
+                print(
+                    f"{name}: left as it is, {missing} of its {len(known[name])} runs are missing",
+                    file=sys.stderr,
+                )
+            else:
+                counted = COUNTED if name == "datasets" else ()
+                done[name] = [*map(experiments.load, known[name]), *map(load_dataset, counted)]
+        except (OSError, ValueError) as error:  # A data set or weights are not there.
+            print(f"{name}: left as it is. {error}", file=sys.stderr)
+    for name, (make, needed) in files().items():
+        if set(needed) <= set(done):
+            table = make([result for study in needed for result in done[study]])
+            with whole_file(arguments.out / f"{name}.csv") as temporary:
+                table.to_csv(temporary, index=False, float_format="%.6g")
+            print(f"{name}.csv: {len(table)} rows")
+        elif set(needed) & set(done):
+            print(f"{name}.csv: left as it is, it needs {', '.join(needed)}", file=sys.stderr)
     return 0
-
-
-def save(table: pd.DataFrame, path: Path) -> None:
-    """As CSV, with six digits."""
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-    print(f"{path.name}: {len(table)} rows")
 
 
 if __name__ == "__main__":

@@ -5,26 +5,23 @@ counts and pins: sha256 of the labels, groups and splits that our results rest o
 """
 
 import functools
-import json
 import multiprocessing
 import re
 import shlex
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
-from deepknn_lib.datasets.decode import ImageSet, decode
-from deepknn_lib.datasets.readers import PUBLISHED_FOLDS, READERS, Index, medmnist_info, skin7_folds_file
+from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
+from deepknn_lib.datasets.readers import CATALOG, PUBLISHED_FOLDS, READERS, Index, folds_file, medmnist_info
 from deepknn_lib.storage import data_dir, digest, whole_file
 
 SPLITS, N_FOLDS = ("paper", "grouped"), 5
 SEED = 2020  # of the folds we draw ourselves
 MANY = 5000  # images; StratifiedGroupKFold takes long over as many groups, and they need none of it when all differ
-_ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
-CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,12 @@ class Dataset:
     train: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
-    info: dict = field(default_factory=dict)
+    info: dict
 
 
-def load_dataset(name: str, split: str = "paper", fold: int = 1, image_size: int = 48) -> Dataset:
+def load_dataset(
+    name: str, split: str = "paper", fold: int = 1, image_size: int = 48, interpolation: str = "bilinear"
+) -> Dataset:
     """Load a data set, decoding it on first use; the split is left as a CSV of ids in `data_dir()/splits`.
 
     Parameters
@@ -57,23 +56,28 @@ def load_dataset(name: str, split: str = "paper", fold: int = 1, image_size: int
         1..5, the fold to test on; the other four are for training. Ready-made parts are fold 1.
     image_size : int
         Side in pixels to which every image is squashed, as the paper did (256).
+    interpolation : {"bilinear", "bicubic"}
+        How images are squashed; a pretrained backbone gets the one that it was trained with.
 
     Raises
     ------
     ValueError, OSError
-        The name, split or fold is unknown, the files contradict each other, or the disk is full. FileNotFoundError if
-        the set is not there; the message says how to get it.
+        An argument is unknown, files are missing, bad or contradict each other, or the disk is full. The message
+        says what to do; for a set that is not there, how to get it.
     """
-    entry, index, folds, images, _ = _open(name, split, fold, image_size)
+    index = _checked(name, split, fold, image_size, interpolation)
+    folds = folds_of(name, index, split, fold)
+    images, _ = decode(index, name, file_name(name), image_size, interpolation)
     write_folds(name, index, split, fold, folds)
     tell(name)
-    everything = ImageSet(images, index.labels, index.ids, index.groups)
+    entry, everything = entry_of(name)[0], ImageSet(images, index.labels, index.ids, index.groups)
     info = {key: getattr(entry, key) for key in ("title", "synthetic", "licence", "citation")}
     info |= {"split": split, "fold": fold, "smallest": int(np.bincount(index.labels).argmin())}
-    info |= {"title": index.title or entry.title, "grouped": len(set(index.groups)) < len(index)}
-    return Dataset(
-        name, everything.take(folds != fold), everything.take(folds == fold), index.class_names, info
-    )
+    info |= {"title": index.title or entry.title, "grouped": index.is_grouped}
+    if len(index.class_names) < entry.n_classes:
+        info["title"] += f", {len(index.class_names)} of its {entry.n_classes} classes"
+    train, test = everything.take(folds != fold), everything.take(folds == fold)
+    return Dataset(name, train, test, index.class_names, info)
 
 
 def validation_part(data: Dataset) -> Dataset:
@@ -83,32 +87,36 @@ def validation_part(data: Dataset) -> Dataset:
     return replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
 
 
-def dataset_digest(name: str, split: str = "paper", fold: int = 1, image_size: int = 48) -> str:
-    """Twelve digits of a sha256 of what `load_dataset` gives: class names, ids, labels, groups, split and pixels."""
-    _, index, folds, _, pixels = _open(name, split, fold, image_size)
+def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bilinear") -> str:
+    """Twelve digits of a sha256 of what `load_dataset` gives: class names, ids, labels, groups, split and pixels.
+
+    With `split=None` the split is left out, for what is the same on every split, such as frozen features.
+    """
+    index = _checked(name, split or "paper", fold, image_size, interpolation)
+    _, pixels = decode(index, name, file_name(name), image_size, interpolation)
     texts = ("\n".join(lines) for lines in (index.class_names, index.ids, index.groups))
-    return digest(*texts, index.labels, folds == fold, pixels)
+    parts = [folds_of(name, index, split, fold) == fold] if split else []
+    return digest(*texts, index.labels, *parts, pixels)
 
 
-def _open(
-    name: str, split: str, fold: int, size: int
-) -> tuple[SimpleNamespace, Index, np.ndarray, np.ndarray, str]:
-    """Entry, index, folds, images and their sha256 of a set that has no problem."""
-    entry = entry_of(name)[0]
+def _checked(name: str, split: str, fold: int, size: int, interpolation: str) -> Index:
+    """The index of a set that has no problem; ValueError for one that has, or an argument that cannot be meant."""
+    entry_of(name)
     if split not in SPLITS or fold not in range(1, N_FOLDS + 1):
         raise ValueError(f"split is one of {SPLITS} and fold one of 1..{N_FOLDS}, got {split!r} and {fold!r}")
-    if size < 16:
-        raise ValueError(f"image_size must be at least 16 pixels, got {size}")
+    if size < 16 or interpolation not in INTERPOLATIONS:
+        what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
+        raise ValueError(f"{what}, got {size} and {interpolation!r}")
     index = index_of(name)
     if index.problems:
-        first = "; ".join(f"{p.check}: {p.item} {p.reason}" for p in index.problems[:3])
+        first = "; ".join(f"{check}: {item} {reason}" for check, item, reason in index.problems[:3])
         told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
         raise ValueError(f"{name}: {len(index.problems)} problems. {first}. {told}")
     counts = np.bincount(index.labels, minlength=len(index.class_names))
     if counts.min() < N_FOLDS:
         what = f"class {index.class_names[counts.argmin()]!r} has {counts.min()} images; five folds need 5 or more"
         raise ValueError(f"{name}: {what}. Add images, or leave the class out")
-    return entry, index, folds_of(name, index, split, fold), *decode(index, size, file_name(name), name)
+    return index
 
 
 def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
@@ -145,9 +153,7 @@ def index_of(name: str) -> Index:
     root = place(name)
     try:
         return READERS[kind](root, argument)
-    except (
-        Exception
-    ) as error:  # half a file, a wrong checksum: torchvision, zipfile and NumPy raise many kinds
+    except Exception as error:  # half a file, a wrong checksum: torchvision and NumPy raise many kinds
         if kind not in ("mnist", "stl10", "medmnist"):
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -160,17 +166,15 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
 
     ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
     """
-    published = PUBLISHED_FOLDS.get(entry_of(name)[1]) if split == "paper" else None
+    if split == "grouped":
+        by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
+        return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
+    published = PUBLISHED_FOLDS.get(entry_of(name)[1])
     folds = published(place(name), index, fold) if published else None
-    if folds is None and split == "paper" and index.parts is not None:
+    if folds is None and index.parts is not None:
         if fold != 1:
-            raise ValueError(
-                f"{name} has one official test part, fold 1, not {fold}; five folds: split='grouped'"
-            )
-        return (index.parts == "test").astype(np.int64)
-    own_groups = len(set(index.groups)) < len(index)
-    if split == "grouped" and (own_groups or len(index) <= MANY and index.parts is None):
-        return group_folds(index.labels, index.groups)
+            raise ValueError(f"{name} has one official test part, fold 1, not {fold}; use split='grouped'")
+        folds = (index.parts == "test").astype(np.int64)
     return image_folds(index.labels) if folds is None else folds
 
 
@@ -179,30 +183,41 @@ def image_folds(labels: np.ndarray) -> np.ndarray:
     rng, folds = np.random.default_rng(SEED), np.zeros(len(labels), dtype=np.int64)
     for c in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == c))
-        # a random start, so that the surplus images of small classes do not all land in fold 1
+        # A random start keeps the surplus images of small classes from all landing in fold 1.
         folds[members] = (np.arange(len(members)) + rng.integers(N_FOLDS)) % N_FOLDS + 1
     return folds
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Five folds stratified by class in which all images of a group share a fold: int64 (N,), 1..5."""
-    from sklearn.model_selection import StratifiedGroupKFold
+    """Five folds stratified by class in which all images of a group share a fold: int64 (N,), 1..5.
 
-    folds = np.zeros(len(labels), dtype=np.int64)
-    splitter = StratifiedGroupKFold(n_splits=N_FOLDS, shuffle=True, random_state=SEED)
-    for number, (_, test) in enumerate(splitter.split(labels, labels, groups), start=1):
-        folds[test] = number
-    return folds
+    The groups with the most uneven class counts come first; each goes to the fold that leaves the classes spread most
+    evenly. The folds are drawn here since those of scikit-learn's StratifiedGroupKFold, which these equal up to its
+    version 1.7, changed with its next one: the same data must give the same split on every machine.
+    """
+    sizes, (names, group_of) = np.bincount(labels).clip(1), np.unique(groups, return_inverse=True)
+    counts, held = np.zeros((len(names), len(sizes))), np.zeros((N_FOLDS, len(sizes)))
+    np.add.at(counts, (group_of, labels), 1)
+    np.random.RandomState(SEED).shuffle(counts)
+    folds, each = np.zeros(len(names), dtype=np.int64), np.arange(N_FOLDS)
+    for group in np.argsort(-counts.std(1), kind="stable"):
+        trials = np.repeat(held[None], N_FOLDS, axis=0)  # with the group in the first fold, the second, …
+        trials[each, each] += counts[group]
+        uneven, best = (trials / sizes).std(1).mean(1), 0
+        for fold in each[1:]:
+            alike = np.isclose(uneven[fold], uneven[best])
+            if uneven[fold] < uneven[best] or (alike and held[fold].sum() < held[best].sum()):
+                best = fold
+        held[best] += counts[group]
+        folds[group] = best + 1
+    return folds[group_of]
 
 
 def file_name(name: str) -> str:
     """What the files made of a set are called; of two folders with one name they differ."""
-    kind, argument = entry_of(name)[1:]
-    return (
-        f"folder-{place(name).name}-{digest(str(place(name)))}"
-        if kind == "folder"
-        else re.sub(r"\W", "-", name)
-    )
+    if entry_of(name)[1] != "folder":
+        return re.sub(r"\W", "-", name)
+    return f"folder-{place(name).name}-{digest(str(place(name)))}"
 
 
 def write_folds(name: str, index: Index, split: str, fold: int, folds: np.ndarray) -> None:
@@ -229,14 +244,11 @@ def available() -> dict[str, str]:
     """Each data set and whether it is there, or how to get it."""
     states = {}
     for name, entry in CATALOG.items():
-        there = "synthetic, made on first use" if entry.synthetic else "real, comes with scikit-learn"
-        states[name] = f"{name}:{entry.argument}" if entry.argument else f"there: {there}"
         try:
-            states[name] = f"there: {place(name)}" if entry.wanted else states[name]
+            states[name] = entry.state or f"there: {place(name)}"
+            if name == "skin7":
+                folds_file(place(name))
         except FileNotFoundError as error:
-            states[name] = f"not there: {error}"
-    try:
-        skin7_folds_file(data_dir() / "skin7")
-    except FileNotFoundError as error:
-        states["skin7"] += f"; grouped split only: {error}" if states["skin7"].startswith("there") else ""
+            known = f"{states[name]}; grouped split only" if name in states else "not there"
+            states[name] = f"{known}: {error}"
     return states

@@ -1,14 +1,12 @@
 """Readers: each turns a folder in a known layout into an `Index`, with all that is wrong in it, and opens no image."""
 
-import math
+import json
 import os
 import re
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,19 +14,11 @@ import pandas as pd
 from deepknn_lib.datasets import synthetic
 from deepknn_lib.storage import digest
 
+_ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
+CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
+PNEUMONIA_CLASSES = tuple(CATALOG["pneumonia"].counts)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm")
-PNEUMONIA_CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-STL10_CLASSES = tuple("airplane bird car cat deer dog horse monkey ship truck".split())
 PARTS = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
-BLOCK = 500  # images read at a time
-
-
-class Problem(NamedTuple):
-    """One thing wrong with a data set: which check found it, in which file or row, why and what to do."""
-
-    check: str
-    item: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,21 +30,24 @@ class Index:
     groups: np.ndarray  # str (N,): the lesion or patient
     class_names: tuple[str, ...]
     files: list[Path] = field(default_factory=list)  # one a row, or none and then blocks
-    blocks: Callable[[int], Iterator[np.ndarray]] | None = (
-        None  # from an image size to uint8 (n, channels, H, W)
-    )
+    blocks: Callable[[int], Iterator[np.ndarray]] | None = None  # from a size to uint8 (n, channels, H, W)
     key: str = ""  # names what made the arrays; files are known by size and time of change
     parts: np.ndarray | None = None  # "train" or "test" (N,), where a set comes in two parts
-    problems: tuple[Problem, ...] = ()
+    problems: tuple[tuple[str, str, str], ...] = ()  # check, file or row, why and what to do
     channels: int = 3
     title: str = ""  # where it says more than the catalogue's
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether several images share a lesion or patient."""
+        return len(set(self.groups)) < len(self)
+
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV (or tab-separated .tab) file as text; an error that names it if it is missing or lacks a column."""
+    """A CSV (or tab-separated .tab) file as text, named columns first; an error that names the file if it is bad."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
     options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig", "index_col": False}
@@ -64,7 +57,89 @@ def table(path: Path, *columns: str) -> pd.DataFrame:
         raise ValueError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from error
     if not set(columns) <= set(rows.columns):
         raise ValueError(f"{path} needs the columns {', '.join(columns)}; it has {', '.join(rows.columns)}")
-    return rows
+    return rows[[*columns, *rows.columns.difference(columns, sort=False)]]
+
+
+def index_of_rows(rows: pd.DataFrame, files: dict[str, Path], names: tuple, source: Path) -> Index:
+    """The index of a table's rows (image, class, group) and the files by id; what does not fit is a problem."""
+    rows = rows.set_axis(["image", "class", "group"], axis=1).sort_values("image", ignore_index=True)
+    absent, unknown = ~rows["image"].isin(list(files)), ~rows["class"].isin(names)
+    checks = {
+        "duplicate id": (rows["image"].duplicated(), " again; keep one of its rows"),
+        "row without image": (absent, " without a file; unpack again, or remove the row"),
+        "unknown class": (unknown, f"; the classes are {', '.join(names)}"),
+        "no group": (rows["group"] == "", " without a lesion or patient; give it one"),
+    }
+    problems, fits = [], pd.Series(True, rows.index)
+    for check, (wrong, what) in checks.items():
+        told = rows[fits & wrong][["image", "class"]].itertuples(index=False)
+        problems += [(check, image, f"is in {source} as {kind!r}{what}") for image, kind in told]
+        fits &= ~wrong
+    reason = f"is not in {source}; add a row or remove the image"
+    missing = sorted(files.keys() - set(rows["image"]))
+    problems += [("image without row", image, reason) for image in missing]
+    rows = rows[fits]
+    labels = rows["class"].map({name: label for label, name in enumerate(names)}).to_numpy(np.int64)
+    ids, groups = rows["image"].to_numpy(str), rows["group"].to_numpy(str)
+    return Index(labels, ids, groups, names, [files[image] for image in ids], problems=tuple(problems))
+
+
+def files_of(root: Path, layout: dict) -> dict[str, Path]:
+    """The images of a layout of the catalogue, by their names without suffix."""
+    return {path.stem: path for pattern in layout["images"] for path in root.glob(pattern)}
+
+
+def skin7(root: Path, _: str) -> Index:
+    """HAM10000, as the official files of ISIC 2018 Task 3 or those of Harvard Dataverse; groups are lesions."""
+    layout, names = CATALOG["skin7"].layouts["official"], synthetic.CLASS_NAMES
+    source, columns = root / layout["table"], [name.upper() for name in names]
+    if (root / layout["images"][0]).parent.exists():
+        lesions = table(root / layout["groups"], "image", "lesion_id")
+        truth = table(source, "image", *columns)
+        rows = truth.merge(lesions, "left", "image").fillna("")
+        marks = rows[columns].apply(pd.to_numeric, errors="coerce").fillna(-1)
+        clear = marks.isin((0, 1)).all(axis=1) & (marks.sum(axis=1) == 1)
+        rows["class"] = marks.idxmax(axis=1).str.lower().where(clear, "no or several classes")
+        rows = rows[["image", "class", "lesion_id"]]
+    else:
+        layout = CATALOG["skin7"].layouts["dataverse"]
+        source = next(path for path in sorted(root.glob(layout["table"])) if path.is_file())
+        rows = table(source, *layout["columns"])[layout["columns"]]
+    return index_of_rows(rows, files_of(root, layout), names, source)
+
+
+def folds_file(root: Path) -> Path:
+    """Where the authors' folds are; FileNotFoundError, which says how to get them, if they are not there."""
+    path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
+    if not path.is_file():
+        how = "get them with `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the"
+        how += f" columns image,test_fold (see data/README.md), or use split='grouped'; there is no {path}"
+        raise FileNotFoundError(f"skin7's paper split needs the authors' folds: {how}")
+    return path
+
+
+def skin7_folds(root: Path, index: Index, _: int) -> np.ndarray:
+    """The authors' five folds of images: int64 (N,), 1..5; ValueError if the file does not name every image once."""
+    path = folds_file(root)
+    folds = table(path, "image", "test_fold")
+    again = folds["image"].duplicated()
+    for row, image, fold in folds[again | ~folds["test_fold"].isin(list("12345"))].itertuples():
+        what = "is there again" if again[row] else f"has test_fold {fold!r}, not 1..5"
+        raise ValueError(f"{path}, line {row + 2}: {image!r} {what}; correct or remove it")
+    found = folds.set_index("image")["test_fold"].reindex(index.ids)
+    missing = found.index[found.isna()]
+    if len(missing):
+        what = f"{len(missing)} images, the first is {missing[0]}"
+        raise ValueError(f"{path} gives no fold to {what}; is it this set's?")
+    return found.to_numpy(np.int64)
+
+
+def pneumonia(root: Path, _: str) -> Index:
+    """The RSNA Pneumonia Detection Challenge as Kaggle's archive unpacks; one image a patient, who is the group."""
+    layout = CATALOG["pneumonia"].layouts["kaggle"]
+    source, columns = root / layout["table"], layout["columns"]
+    rows = table(source, *columns)[columns].drop_duplicates()  # it has a row a box
+    return index_of_rows(rows[[*columns, columns[0]]], files_of(root, layout), PNEUMONIA_CLASSES, source)
 
 
 def inside(folder: Path, *suffixes: str) -> list[Path]:
@@ -76,104 +151,32 @@ def inside(folder: Path, *suffixes: str) -> list[Path]:
     return [folder / name for name in names if not suffixes or name.lower().endswith(suffixes)]
 
 
-def index_of_files(rows: Iterable[tuple], files: dict[str, Path], names: tuple, source: Path) -> Index:
-    """The index of a table's rows (id, class, group) and the files by id; what does not fit is a problem."""
-    problems, kept, rows = [], {}, sorted(rows)
-    for image, kind, group in rows:
-        wrong = {
-            "duplicate id": (image in kept, "again; keep one of its rows"),
-            "row without image": (
-                image not in files,
-                "but no file is; unpack the images again, or remove the row",
-            ),
-            "unknown class": (kind not in names, f"as {kind!r}; the classes are {', '.join(names)}"),
-            "no group": (not group, "without a lesion or patient; give it one"),
-        }
-        found = [(check, reason) for check, (is_wrong, reason) in wrong.items() if is_wrong][:1]
-        problems += [Problem(check, image, f"is in {source}, {reason}") for check, reason in found]
-        if not found:
-            kept[image] = (names.index(kind), group)
-    for image in sorted(files.keys() - {image for image, _, _ in rows}):
-        problems.append(
-            Problem("image without row", image, f"is not in {source}; add a row or remove the image")
-        )
-    labels, groups = np.array(list(kept.values()), str).reshape(-1, 2).T
-    ids, paths = np.array(list(kept), str), [files[image] for image in kept]
-    return Index(labels.astype(np.int64), ids, groups, names, paths, problems=tuple(problems))
-
-
-def skin7(root: Path, _: str) -> Index:
-    """HAM10000, as the official files of ISIC 2018 Task 3 or those of Harvard Dataverse; groups are lesions."""
-    names, task = synthetic.CLASS_NAMES, "ISIC2018_Task3_Training"
-    if (root / f"{task}_Input").exists():
-        source, folders = root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", [root / f"{task}_Input"]
-        columns = [name.upper() for name in names]
-        truth, lesions = table(source, "image", *columns), root / f"{task}_LesionGroupings.csv"
-        lesion = dict(table(lesions, "image", "lesion_id")[["image", "lesion_id"]].to_numpy())
-        marks = truth[columns].apply(pd.to_numeric, errors="coerce").to_numpy()
-        clear = np.isin(marks, (0, 1)).all(1) & (marks.sum(1) == 1)
-        kinds = np.where(clear, np.array(names)[np.nan_to_num(marks).argmax(1)], "no or several classes")
-        rows = [
-            (image, kind, lesion.get(image, "")) for image, kind in zip(truth["image"], kinds, strict=True)
-        ]
-    else:
-        source = next(path for path in sorted(root.glob("HAM10000_metadata*")) if path.is_file())
-        folders = [root, *filter(Path.is_dir, root.glob("HAM10000_images_part_[12]"))]
-        columns = ["image_id", "dx", "lesion_id"]
-        rows = table(source, *columns)[columns].itertuples(index=False, name=None)
-    files = {path.stem: path for folder in folders for path in inside(folder, ".jpg")}
-    return index_of_files(rows, files, names, source)
-
-
-def skin7_folds_file(root: Path) -> Path:
-    """Where the authors' folds are; FileNotFoundError, which says how to get them, if they are not there."""
-    path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
-    if not path.is_file():
-        how = "get them with `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the"
-        how += " columns image,test_fold (see data/README.md), or use split='grouped'"
-        raise FileNotFoundError(
-            f"skin7's paper split needs the authors' folds, and there is no {path}: {how}"
-        )
-    return path
-
-
-def skin7_folds(root: Path, index: Index, _: int) -> np.ndarray:
-    """The authors' five folds of images: int64 (N,), 1..5; ValueError if the file does not name every image once."""
-    path = skin7_folds_file(root)
-    folds = table(path, "image", "test_fold")
-    again = folds["image"].duplicated()
-    for row in np.flatnonzero(again | ~folds["test_fold"].isin(list("12345")))[:1]:
-        what = (
-            "is there again"
-            if again[row]
-            else f"has test_fold {folds['test_fold'][row]!r}, which is not 1..5"
-        )
-        raise ValueError(
-            f"{path}, line {row + 2}: {folds['image'][row]!r} {what}; correct or remove that line"
-        )
-    found = folds.set_index("image")["test_fold"].reindex(index.ids)
-    for image in found.index[found.isna()][:1]:
-        what = f"gives no fold to {found.isna().sum()} images, the first is {image}"
-        raise ValueError(f"{path} {what}; is it this set's?")
-    return found.to_numpy().astype(np.int64)
-
-
-def pneumonia(root: Path, _: str) -> Index:
-    """The RSNA Pneumonia Detection Challenge as Kaggle's archive unpacks; one image a patient, who is the group."""
-    source = root / "stage_2_detailed_class_info.csv"
-    known = table(source, "patientId", "class")[
-        ["patientId", "class"]
-    ].drop_duplicates()  # it has a row a box
-    rows = [(patient, kind, patient) for patient, kind in known.itertuples(index=False)]
-    files = {path.stem: path for path in inside(root / "stage_2_train_images", ".dcm")}
-    return index_of_files(rows, files, PNEUMONIA_CLASSES, source)
-
-
-def sd198(root: Path, _: str) -> Index:
-    """SD-198, or those of its classes that are there, as class folders; every image is its own group."""
-    index = chestxray3(root, "")
-    n_classes = len(index.class_names)
-    return replace(index, title="SD-198" if n_classes == 198 else f"SD-198, {n_classes} of its 198 classes")
+def class_folders(root: Path, argument: str) -> Index:
+    """Class folders in `root` or its `images/`, or in `train/` and `test/` there; groups from `groups.csv`."""
+    base, source = root / "images" if (root / "images").is_dir() else root, root / "groups.csv"
+    folders = [path for path in inside(base) if path.is_dir()]
+    nested = [c for part in folders if part.name.lower() in PARTS for c in inside(part) if c.is_dir()]
+    ready_made = {PARTS[path.parent.name.lower()] for path in nested} == {"train", "test"}
+    folders = nested if ready_made else folders
+    names = tuple(sorted({path.name for path in folders}))
+    if len(names) < 2:
+        raise ValueError(f"{base} must hold a folder for each of at least 2 classes; it has {len(names)}")
+    found = [path for folder in folders for path in inside(folder, *SUFFIXES)]
+    files = {path.relative_to(base).as_posix(): path for path in found}
+    listed = pd.DataFrame({"file": list(files), "group": list(files)}, dtype=str)
+    if source.is_file():
+        listed = table(source, "file")
+        if listed.shape[1] == 1:
+            raise ValueError(f"{source} needs the column file and one more, such as patient_id")
+    images = listed["file"].str.removeprefix("images/")
+    kinds = [Path(image).parent.name for image in images]
+    rows = pd.DataFrame({"image": images, "class": kinds, "group": listed.iloc[:, 1]})
+    index = index_of_rows(rows, files, names, source)
+    reason = f"has no images in {base}; add some or remove the folder"
+    empty = sorted(set(names) - {path.parent.name for path in found})
+    problems = (*index.problems, *(("empty class", name, reason) for name in empty))
+    parts = np.array([PARTS[image.split("/")[0].lower()] for image in index.ids]) if ready_made else None
+    return replace(index, parts=parts, problems=problems, title=root.name if argument else "")
 
 
 def sd198_folds(root: Path, index: Index, fold: int) -> np.ndarray | None:
@@ -182,64 +185,22 @@ def sd198_folds(root: Path, index: Index, fold: int) -> np.ndarray | None:
     A pair of files, `…train_1.txt` with `…val_1.txt` or `…test_1.txt`, is a fold; each line is a file below `images/`
     and a number. Pairs that hold other images (of a selection of classes) are passed over.
     """
-    pairs, known = {}, set(index.ids.tolist())
+    rows, where = [], f"sd198's split files in {root}"
     for path in sorted([*root.glob("*.txt"), *root.glob("*/*.txt")]):
         if part := re.search("train|val|test", path.name):
+            pair = path.with_name(path.name.replace(part[0], "*"))
             lines = path.read_text(encoding="utf-8").splitlines()
-            pair = pairs.setdefault(
-                path.with_name(path.name.replace(part[0], "*", 1)), {"train": [], "test": []}
-            )
-            pair["train" if part[0] == "train" else "test"] = [
-                line.rsplit(maxsplit=1)[0] for line in lines if line.strip()
-            ]
-    fitting = [pair for _, pair in sorted(pairs.items()) if {*pair["train"], *pair["test"]} == known]
+            rows += [(pair, line.rsplit(maxsplit=1)[0], part[0] != "train") for line in lines if line.strip()]
+    pairs = pd.DataFrame(rows, columns=["pair", "file", "is_test"]).groupby("pair")
+    fitting = [pair for _, pair in pairs if set(pair["file"]) == set(index.ids)]
     if not fitting:
         return None
     if fold > len(fitting):
-        raise ValueError(
-            f"sd198's split files in {root} make {len(fitting)} folds, and there is no fold {fold}"
-        )
+        raise ValueError(f"{where} make {len(fitting)} folds, and there is no fold {fold}")
     pair = fitting[fold - 1]
-    image, count = Counter(pair["train"] + pair["test"]).most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"sd198's split files in {root} name {image} twice in fold {fold}; keep one of the lines"
-        )
-    return np.where(np.isin(index.ids, pair["test"]), fold, 0)
-
-
-def folder(root: Path, _: str) -> Index:
-    """Anyone's class folders."""
-    return replace(chestxray3(root, ""), title=root.name)
-
-
-def chestxray3(root: Path, _: str) -> Index:
-    """Class folders in `root` or its `images/`, or in `train/` and `test/` there; groups from `groups.csv`."""
-    base, source = root / "images" if (root / "images").is_dir() else root, root / "groups.csv"
-    folders = [path for path in inside(base) if path.is_dir()]
-    nested = [c for part in folders if part.name.lower() in PARTS for c in inside(part) if c.is_dir()]
-    is_split = {PARTS[path.parent.name.lower()] for path in nested} == {"train", "test"}
-    folders = nested if is_split else folders
-    names = tuple(sorted({path.name for path in folders}))
-    if len(names) < 2:
-        what = "must hold a sub-folder with images for each of at least 2 classes"
-        raise ValueError(f"{base} {what}; it has {len(names)}")
-    found = [path for folder in folders for path in inside(folder, *SUFFIXES)]
-    files = {path.relative_to(base).as_posix(): path for path in found}
-    group = zip(files, files, strict=True)
-    if source.is_file():
-        listed = table(source, "file")
-        columns = [name for name in listed.columns if name != "file"]
-        if not columns:
-            raise ValueError(f"{source} needs the column file and one more, such as patient_id")
-        group = zip(listed["file"].str.removeprefix("images/"), listed[columns[0]], strict=True)
-    rows = [(image, Path(image).parent.name, group) for image, group in group]
-    index = index_of_files(rows, files, names, source)
-    reason = f"has no images in {base}; add some or remove the folder"
-    empty = sorted(set(names) - {path.parent.name for path in found})
-    problems = (*index.problems, *(Problem("empty class", name, reason) for name in empty))
-    which = [PARTS[image.split("/")[0].lower()] for image in index.ids.tolist()] if is_split else None
-    return replace(index, parts=np.array(which) if is_split else None, problems=problems)
+    for image in pair["file"][pair["file"].duplicated()]:
+        raise ValueError(f"{where} name {image} twice in fold {fold}; keep one of the lines")
+    return np.where(np.isin(index.ids, pair["file"][pair["is_test"]].to_numpy(str)), fold, 0)
 
 
 def lesions(_: Path, __: str) -> Index:
@@ -248,41 +209,43 @@ def lesions(_: Path, __: str) -> Index:
     return Index(*synthetic.describe(), synthetic.CLASS_NAMES, blocks=synthetic.draw, key=key)
 
 
+def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], **known) -> Index:
+    """The index of "train", "test" and perhaps "val", which is put to the training part, and `known` fields of it."""
+    ids = np.array([f"{part}/{n:06d}" for part, of_part in labels.items() for n in range(len(of_part))])
+    parts = np.array([PARTS[image.split("/")[0]] for image in ids])
+    numbers = np.concatenate([np.ravel(of_part) for of_part in labels.values()]).astype(np.int64)
+    return Index(numbers, ids, ids, tuple(names), parts=parts, **known)
+
+
 def digits(_: Path, __: str) -> Index:
-    """The scans that come with scikit-learn."""
+    """The scans that come with scikit-learn, whose values go from 0 to 16."""
     from sklearn.datasets import load_digits
 
-    scans = load_digits()
-    images = (scans.images * (255 / 16)).round().astype(np.uint8)[:, None]  # from 0 to 16
+    scans, names = load_digits(), tuple(CATALOG["digits"].classes)
+    images = (scans.images * (255 / 16)).round().astype(np.uint8)[:, None]
     ids = np.array([f"{number:04d}" for number in range(len(images))])
-    index = index_of_arrays({"": (images, scans.target)}, tuple("0123456789"))
-    return replace(index, ids=ids, groups=ids, parts=None)
+    known = {"blocks": lambda _: [images], "key": digest(images), "channels": 1}
+    return Index(scans.target.astype(np.int64), ids, ids, names, **known)
 
 
 def mnist(root: Path, _: str) -> Index:
     """MNIST through torchvision, which unpacks what `download` has fetched."""
     from torchvision.datasets import MNIST
 
-    parts = {part: MNIST(root, train=part == "train", download=True) for part in ("train", "test")}
-    arrays = {part: (data.data.numpy()[:, None], data.targets.numpy()) for part, data in parts.items()}
-    return index_of_arrays(arrays, tuple("0123456789"))
+    train, test = (MNIST(root, train=train, download=True) for train in (True, False))
+    labels, images = {"train": train.targets, "test": test.targets}, [train.data.numpy(), test.data.numpy()]
+    known = {"blocks": lambda _: (part[:, None] for part in images), "key": digest(*images), "channels": 1}
+    return index_of_parts(labels, CATALOG["mnist"].classes, **known)
 
 
 def stl10(root: Path, _: str) -> Index:
     """STL10 through torchvision, which unpacks what `download` has fetched."""
     from torchvision.datasets import STL10
 
-    parts = {part: STL10(root, part, download=True) for part in ("train", "test")}
-    return index_of_arrays({part: (data.data, data.labels) for part, data in parts.items()}, STL10_CLASSES)
-
-
-def index_of_arrays(parts: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, ...]) -> Index:
-    """The index of parts with images uint8 (n, C, H, W) and labels (n,); every image is its own group."""
-    images, labels = (np.concatenate(arrays) for arrays in zip(*parts.values(), strict=True))
-    ids = np.array([f"{part}/{n:05d}" for part, (_, of_part) in parts.items() for n in range(len(of_part))])
-    more = {"parts": np.array([i.split("/")[0] for i in ids.tolist()]), "channels": images.shape[1]}
-    more["blocks"] = lambda _: (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
-    return Index(labels.astype(np.int64), ids, ids, names, key=digest(images), **more)
+    train, test = (STL10(root, part, download=True) for part in ("train", "test"))
+    labels, images = {"train": train.labels, "test": test.labels}, [train.data, test.data]
+    known = {"blocks": lambda _: images, "key": digest(*images)}
+    return index_of_parts(labels, CATALOG["stl10"].classes, **known)
 
 
 def medmnist_info(argument: str) -> tuple[dict, str, str]:
@@ -300,31 +263,26 @@ def medmnist_info(argument: str) -> tuple[dict, str, str]:
 
 
 def medmnist(root: Path, argument: str) -> Index:
-    """A set of MedMNIST+; its validation part is put to the training part. No patients are known."""
+    """A set of MedMNIST+; its validation part is put to the training part. No patients are known.
+
+    A part is read into memory whole when it is decoded, which takes up to 14 GB at 224 pixels.
+    """
     info, size, name = medmnist_info(argument)
     path, parts = root / name, ("train", "val", "test")
     with np.load(path, allow_pickle=False) as stored:
-        labels = {part: stored[f"{part}_labels"].astype(np.int64).reshape(-1) for part in parts}
-    ids = np.array([f"{part}/{n:06d}" for part in parts for n in range(len(labels[part]))])
-    names = tuple(info["label"][str(n)] for n in range(len(info["label"])))
-    more = {"channels": info["n_channels"], "title": f"{info['python_class']} (MedMNIST+, {size} × {size})"}
-    more["parts"] = np.repeat(["train", "train", "test"], [len(labels[part]) for part in parts])
-    more["blocks"] = lambda _: (block for part in parts for block in _npz_blocks(path, f"{part}_images"))
-    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")
-    return Index(np.concatenate(list(labels.values())), ids, ids, names, key=key, **more)
+        labels = {part: stored[f"{part}_labels"] for part in parts}
+
+    def blocks(_: int) -> Iterator[np.ndarray]:
+        with np.load(path, allow_pickle=False) as stored:
+            for part in parts:
+                images = stored[f"{part}_images"]
+                yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+
+    known = {"channels": info["n_channels"], "title": f"{info['python_class']} (MedMNIST+, {size} × {size})"}
+    known |= {"blocks": blocks, "key": digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")}
+    return index_of_parts(labels, [info["label"][str(n)] for n in range(len(info["label"]))], **known)
 
 
-def _npz_blocks(path: Path, name: str) -> Iterator[np.ndarray]:
-    """Images uint8 (n, C, H, W) of an array in an .npz, a block at a time: at 224 pixels an array may have 14 GB."""
-    with zipfile.ZipFile(path) as stored, stored.open(f"{name}.npy") as file:
-        np.lib.format.read_magic(file)
-        (n, *shape), _, _ = np.lib.format.read_array_header_1_0(file)
-        for start in range(0, n, BLOCK):
-            rows = min(BLOCK, n - start)
-            block = np.frombuffer(file.read(rows * math.prod(shape)), np.uint8).reshape(rows, *shape)
-            yield block[:, None] if block.ndim == 3 else block.transpose(0, 3, 1, 2)
-
-
-_READERS = (lesions, skin7, pneumonia, sd198, chestxray3, medmnist, stl10, mnist, digits, folder)
-READERS = {reader.__name__: reader for reader in _READERS}
+READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), class_folders)
+READERS |= {read.__name__: read for read in (lesions, skin7, pneumonia, medmnist, stl10, mnist, digits)}
 PUBLISHED_FOLDS = {"skin7": skin7_folds, "sd198": sd198_folds}

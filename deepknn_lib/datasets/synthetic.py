@@ -10,10 +10,10 @@ and the arithmetic is float64, so the last bit of a platform's `tanh` does not r
 """
 
 import json
+from collections import namedtuple
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,7 @@ _TABLE = json.loads(LOOKS_FILE.read_text(encoding="utf-8"))
 _CLASSES, _ABOUT = _TABLE["classes"], _TABLE["attributes"]
 
 
-class Look(NamedTuple):
-    """One appearance within a class: its share of the class's lesions, 15 attributes and three colours (24 numbers)."""
-
-    name: str
-    share: float
-    vector: np.ndarray
+Look = namedtuple("Look", "name share vector")  # the share of lesions; 15 attributes and three colours
 
 
 def _look(look: dict) -> Look:
@@ -47,45 +42,26 @@ CONFUSABLE = {name: about["confusable"] for name, about in _CLASSES.items()}
 LOOKS = {name: tuple(map(_look, about["looks"])) for name, about in _CLASSES.items()}
 
 
-class Lesions(NamedTuple):
-    """A set of synthetic images; row i of every field belongs to image i."""
-
-    images: np.ndarray  # uint8 (N, 3, size, size), RGB
-    labels: np.ndarray  # int64 (N,), index into CLASS_NAMES
-    ids: np.ndarray  # str (N,), "<lesion id>_<view>"
-    groups: np.ndarray  # str (N,), lesion id
-
-
-def make_lesions(size: int = 48) -> Lesions:
-    """The set at an image side of `size` pixels, 16 to 512 (ValueError otherwise): the same bytes every time.
-
-    Images of one lesion stand next to each other; the order of lesions is random.
-    """
-    return Lesions(np.concatenate(list(draw(size))), *describe())
-
-
 def describe() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels int64 (N,), ids and groups str (N,), without drawing an image."""
+    """Labels int64 (N,), ids `<group>_<view>` and groups str (N,); images of a lesion are neighbours."""
     labels, lesions, views = np.array([(label, lesion, view) for lesion, label, _, view in _plan()]).T
     groups = np.array([f"lesion_{lesion:05d}" for lesion in lesions])
     return labels, np.array([f"{group}_{view}" for group, view in zip(groups, views, strict=True)]), groups
 
 
 def draw(size: int) -> Iterator[np.ndarray]:
-    """The images in order, a few at a time: uint8 (n, 3, size, size)."""
+    """The images in order, a few at a time, the same bytes every time: uint8 (n, 3, size, size), RGB."""
     if not 16 <= size <= 512:
         raise ValueError(f"the lesions are drawn at 16 to 512 pixels, got {size}: 48 is the default")
     shots = _plan()
     for start in range(0, len(shots), BATCH):
-        lesion_u, view_u, noise = [], [], []
-        for _, label, rank, view in shots[start : start + BATCH]:
-            lesion_u.append(_generator(label, rank, 0).random(2 + 400)[2:])
-            of_view = _generator(label, rank, view)
-            view_u.append(of_view.random(120))
-            grain = of_view.random((2, 3, size, size))
-            noise.append((grain[0] + grain[1] - 1) * np.sqrt(6))
-        names = [CLASS_NAMES[label] for _, label, _, _ in shots[start : start + BATCH]]
-        yield _render(names, np.array(lesion_u), np.array(view_u), np.array(noise))
+        chosen = shots[start : start + BATCH]
+        of_lesion = np.array([_generator(label, rank, 0).random(2 + 400)[2:] for _, label, rank, _ in chosen])
+        views = [_generator(*key) for _, *key in chosen]
+        of_view = np.array([view.random(120) for view in views])
+        grain = np.array([view.random((2, 3, size, size)) for view in views]).sum(1)
+        names = [CLASS_NAMES[label] for _, label, _, _ in chosen]
+        yield _render(names, of_lesion, of_view, (grain - 1) * np.sqrt(6))
 
 
 def _plan() -> list[tuple[int, int, int, int]]:
@@ -176,9 +152,7 @@ def _turned(x, y, angle):
 
 def _mix(image, colour, weight):
     """Move image (batch, 3, s, s), in place, towards colour (batch, 3) or (3,) by weight (batch, s, s)."""
-    for channel in range(3):
-        plane = image[:, channel]
-        plane += (np.reshape(colour[..., channel], (-1, 1, 1)) - plane) * weight
+    image += (np.reshape(colour, (-1, 3, 1, 1)) - image) * weight[:, None]
 
 
 def _waves(affine, grid, draws, count, low, high):
@@ -209,11 +183,9 @@ def _lesion(u, v, waves, names, draws):
     # The border is a stretched circle plus smooth noise and two harmonics that make irregular lesions lopsided.
     x, y = u * (1 + look["elong"]), v / (1 + look["elong"])
     r = np.sqrt(x * x + y * y + 1e-4)
-    c, s, lopsided = x / r, y / r, draws.normal(4)
-    wobble = _px(lopsided[:, 0]) * (c * c - s * s) + _px(lopsided[:, 1]) * (2 * c * s)
-    wobble = (
-        wobble + _px(lopsided[:, 2]) * (c * c - 3 * s * s) * c + _px(lopsided[:, 3]) * (3 * c * c - s * s) * s
-    )
+    once = (x + 1j * y) / r
+    harmonics = (once**2).real, (once**2).imag, (once**3).real, (once**3).imag
+    wobble = sum(_px(height) * wave for height, wave in zip(draws.normal(4).T, harmonics, strict=True))
     rough = waves(8, 0.3, 0.8)
     border = look["size"] * np.maximum(1 + look["irreg"] * (0.5 * wobble + 0.9 * rough), 0.3)
     rho = r / border
@@ -221,23 +193,19 @@ def _lesion(u, v, waves, names, draws):
 
     low = waves(5, 0.35, 0.9)
     tilt = draws.uniform(0, 2 * np.pi)
-    along = (_px(np.cos(tilt)) * u + _px(np.sin(tilt)) * v) / look["size"]
-    weight = look["radial"] * np.exp(-((rho / 0.55) ** 2)) + look["side"] * _step(
-        3.0 * along - 0.4 + 0.5 * low
-    )
-    weight = weight + look["blotch"] * _step(2.0 * low - 0.6)
+    along = _turned(u, v, tilt)[0] / look["size"]
+    weight = look["radial"] * np.exp(-((rho / 0.55) ** 2)) + look["blotch"] * _step(2.0 * low - 0.6)
+    weight = weight + look["side"] * _step(3.0 * along - 0.4 + 0.5 * low)
     body = np.repeat(main[:, :, None, None], u[0].size, axis=3).reshape(image.shape)
     _mix(body, second, np.minimum(weight, 1.0))
 
     # One warped hexagonal lattice gives both the network (its walls) and the globules (its cells).
     warp = 0.05 * waves(3, 0.5, 0.9), 0.05 * waves(3, 0.5, 0.9)
     turn, period, shift = draws.uniform(0, np.pi), draws.uniform(0.22, 0.30), draws.uniform(0, 2 * np.pi, 3)
-    lattice = 0.0
+    k, shift[:, 2], lattice = 2 * np.pi / period, shift[:, 1] - shift[:, 0], 0.0
     for j in range(3):
-        angle = turn + j * np.pi / 3
-        k = 2 * np.pi / period
-        wave = _px(k * np.cos(angle)) * (u + warp[0]) + _px(k * np.sin(angle)) * (v + warp[1])
-        lattice = lattice + np.cos(wave + (_px(shift[:, j]) if j < 2 else _px(shift[:, 1] - shift[:, 0])))
+        across, _ = _turned(u + warp[0], v + warp[1], turn + j * np.pi / 3)
+        lattice = lattice + np.cos(_px(k) * across + _px(shift[:, j]))
     _mix(body, spot, 0.9 * np.minimum(look["glob"], 1) * _step(2.5 * lattice - 1.6))
     ridge = np.cos(_px(2 * np.pi / draws.uniform(0.20, 0.28)) * (along * look["size"] + 0.9 * warp[0]))
     shade = 1 - 0.45 * look["net"] * _step(-1.6 * lattice - 0.8) - 0.18 * look["ridge"] * (1 + ridge)
@@ -262,22 +230,17 @@ def _camera(image, x, y, draws, noise):
     """What differs between two photographs of a lesion besides its position: the same for all classes."""
     there, number = draws.uniform() < 0.25, draws.uniform(0, HAIRS)
     turn, bend = draws.uniform(0, 2 * np.pi), draws.normal(2 * HAIRS)
-    centre, rows, cover = draws.uniform(-0.95, 0.95, HAIRS), np.flatnonzero(there), 0.0
+    centre, cover = draws.uniform(-0.95, 0.95, HAIRS), 0.0
     for j in range(HAIRS):  # parabolas; the hairs of one image run about the same way
-        along, across = _turned(x[rows], y[rows], turn[rows] + 0.3 * bend[rows, 2 * j])
-        gap = across - _px(centre[rows, j]) - 0.25 * _px(bend[rows, 2 * j + 1]) * along * along
-        cover = cover + 0.8 * _px(number[rows] > j) * np.exp(-((gap / 0.027) ** 2))
-    hairy = image[rows]
-    _mix(hairy, np.array([60.0, 44.0, 38.0]), np.minimum(cover, 0.8))
-    image[rows] = hairy
+        along, across = _turned(x, y, turn + 0.3 * bend[:, 2 * j])
+        gap = across - _px(centre[:, j]) - 0.25 * _px(bend[:, 2 * j + 1]) * along * along
+        cover = cover + 0.8 * _px(there & (number > j)) * np.exp(-((gap / 0.027) ** 2))
+    _mix(image, np.array([60.0, 44.0, 38.0]), np.minimum(cover, 0.8))
 
     there, side, offset = draws.uniform() < 0.12, draws.uniform(), draws.uniform(0, 2 * np.pi)
-    rows = np.flatnonzero(there)
-    along, across = _turned(x[rows], y[rows], np.pi / 2 * np.floor(4 * side[rows]))
-    ticks = _step(6 * np.cos(along * 22 + _px(offset[rows])) - 4) * _step(25 * (across - 0.82))
-    ruled = image[rows]
-    _mix(ruled, np.array([40.0, 40.0, 44.0]), 0.8 * ticks)
-    image[rows] = ruled
+    along, across = _turned(x, y, np.pi / 2 * np.floor(4 * side))
+    ticks = _step(6 * np.cos(along * 22 + _px(offset)) - 4) * _step(25 * (across - 0.82))
+    _mix(image, np.array([40.0, 40.0, 44.0]), 0.8 * _px(there) * ticks)
 
     # Light: exposure, white balance, a slope over the field, and the black corner of the dermoscope.
     gain = draws.uniform(0.86, 1.10)[:, None] * (1 + 0.025 * draws.normal(3))

@@ -1,10 +1,9 @@
 """The paper's ten claims and its numbers, beside ours: results → evidence → verdicts, and cell by cell.
 
 The rule was fixed before the numbers. `data/paper/comparisons.csv` lists the comparisons that each claim needs, and
-`BOUNDS` says what its words mean. Rivals that did not learn count for nothing.
+`bounds.csv` there says what its words mean. Rivals that did not learn count for nothing.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,25 +13,16 @@ import pandas as pd
 
 from deepknn_lib import metrics
 from deepknn_lib.study.experiments import Result
-from deepknn_lib.study.results import SCORES, method_title, paired, paper, with_sd
-from deepknn_lib.study.runs import METHODS, PROFILES, SOFTMAX, Run
+from deepknn_lib.study.results import SCORES, method_title, paired, paper, texts, with_sd
+from deepknn_lib.study.runs import METHODS, PROFILES, Run
 
 CLAIMS = tuple(f"C{number}" for number in range(1, 11))
 LEVEL = 1 - 0.05 / len(CLAIMS)  # Bonferroni over the claims. Within a claim, all comparisons must hold.
-BOUNDS = {
-    "better": 0.0,
-    "tighter": 0.0,
-    "close": -2.4,  # points: twice the largest standard deviation over runs that the paper states
-    "robust": -3.4,  # points: the largest range of a score in the paper's Table S3
-    "far fewer": 0.5,  # less than half the epochs
-}
 COLUMNS = "claim dataset split setting comparison measure value low high side bound".split()
 COLUMNS += ["seeds", "test_images", "alive", "dead"]
-_ITSELF = " itself"  # marks, in `dead`, the method that the claim is about
-# C2, C5 and C10 compare the two losses from each start: from the same weights, and after cross-entropy.
-_STARTS = {"": ("deep-knn", "triplet"), ", from the cross-entropy network": ("deep-knn-ft", "triplet-ft")}
-Seeds = dict[int, Result]
-Pairs = list[tuple[str, list, list]]  # setting, results of the method, those of its rival by the same seeds
+_FOLD = ["dataset", "split", "fold"]
+_PLACE = [*_FOLD, "setting"]
+_SIDES = ["result", "result_rival"]
 
 
 def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> pd.DataFrame:
@@ -45,14 +35,21 @@ def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> p
     `bound`. Scores are in points; `epochs ratio` is a geometric mean; `ratio, train` and `ratio, test` are triplet's
     minus deep kNN's `metrics.compactness`. `alive` says that both methods learnt; `dead` names those that did not.
     """
-    rule, groups = paper("comparisons"), _groups(results)
-    variants = [result for result in variants if result.run.evaluate_on == "test"]
-    rows = []
-    for needed in rule[rule["claim"] != "C9"].to_dict("records"):
-        pairs = _pairs(needed["claim"], needed["method"], needed["rival"], groups)
-        rows += [_row(needed, *pair) for pair in pairs]
-    for key, methods in groups.items():
-        rows += _robust(rule[rule["claim"] == "C9"], key[-1], methods.get("deep-knn", {}), variants)
+    rule = paper("comparisons").merge(paper("bounds"), on="needed").to_dict("records")
+    runs, rows = _table(results), []
+    for (*_, method), same in runs.groupby([*_PLACE, "method"])["plain"]:
+        if names := [f.name for f in fields(Run) if len({getattr(run, f.name) for run in same}) > 1]:
+            told = f"{method}: two settings of one method, they differ in {', '.join(names)}"
+            raise ValueError(f"{told}; leave one out, or pass runs with another K or M as `variants`")
+    usual = runs[runs["method"] == "deep-knn"]
+    varied = _matched(_table(variants), usual, [*_PLACE, "alike"]).query("k_m != k_m_rival")
+    other_votes = usual.merge(varied[_PLACE].drop_duplicates()).assign(result_rival=lambda own: own["result"])
+    for needed in rule:
+        rows += _rows(needed, other_votes if needed["claim"] == "C9" else _pairs(needed, runs))
+    robust = {needed["measure"]: needed for needed in rule if needed["claim"] == "C9"}
+    for (ours, theirs), pairs in varied.groupby(["k_m", "k_m_rival"], sort=False):
+        for needed in robust.values():
+            rows += _rows(needed | {"comparison": f"{ours} − {theirs}", "k_method": 5}, pairs)
     return pd.DataFrame(sorted(rows, key=lambda row: CLAIMS.index(row["claim"])), columns=COLUMNS)
 
 
@@ -70,121 +67,99 @@ def _plain(run: Run) -> Run:
     return replace(run, seed=0, k_predict=5, base=run.base and _plain(run.base))
 
 
-def _groups(results: Iterable[Result]) -> dict[tuple, dict[str, Seeds]]:
-    """Results by data set, split, fold and setting, then by method, then by seed."""
-    groups = {}
+def _table(results: Iterable[Result]) -> pd.DataFrame:
+    """One row a result on test images; runs that differ in no more than K, M and seed are `alike`."""
+    rows = []
     for result in (result for result in results if result.run.evaluate_on == "test"):
-        run = result.run
-        key = run.dataset, run.split, run.fold, setting(run)
-        seeds = groups.setdefault(key, {}).setdefault(run.method, {})
-        one, other = _plain(next(iter(seeds.values()), result).run), _plain(run)
-        if names := [f.name for f in fields(Run) if getattr(one, f.name) != getattr(other, f.name)]:
-            told = f"{run.label}: two settings of one method, they differ in {', '.join(names)}"
-            raise ValueError(f"{told}; leave one out, or pass runs with another K or M as `variants`")
-        seeds[run.seed] = result
-    return groups
+        run, plain = result.run, _plain(result.run)
+        alike, k_m = replace(plain, k=5, m=5), f"K = {run.k}, M = {run.m}"
+        place = run.dataset, run.split, run.fold, setting(run)
+        rows.append((*place, run.method, run.seed, result, plain, alike, k_m))
+    return pd.DataFrame(rows, columns=[*_PLACE, "method", "seed", "result", "plain", "alike", "k_m"])
 
 
-def _matched(where: str, ours: Seeds, rival: Seeds) -> Pairs:
-    """The runs of the seeds that both have; empty if there are none."""
-    seeds = sorted(set(ours) & set(rival))
-    return [(where, [ours[seed] for seed in seeds], [rival[seed] for seed in seeds])] if seeds else []
+def _matched(ours: pd.DataFrame, rival: pd.DataFrame, on: list[str]) -> pd.DataFrame:
+    """The runs of two methods by the seeds that both have: `result` and `result_rival`."""
+    return ours.merge(rival, on=[*on, "seed"], suffixes=("", "_rival"))
 
 
-def _pairs(claim: str, method: str, rival: str, groups: dict) -> Pairs:
-    """The runs that a comparison of a claim takes, within each group; C1 and C5 take them across groups."""
-    if claim == "C1":
-        return _against_pretrained(groups)
-    starts = _STARTS if claim in ("C2", "C5", "C10") else {"": (method, rival)}
-    found = []
-    for (*_, where), methods in groups.items():
-        for start, (a, b) in starts.items():
-            found += _matched(where + start, methods.get(a, {}), methods.get(b, {}))
-    if claim != "C5":
-        return found
-    pooled = {}  # There is one number a run, so that the settings are taken together; not those with a dead method.
-    for where, ours, rivals in found:
-        place = ours[0].run.dataset, ours[0].run.split, where if _dead(ours) or _dead(rivals) else ""
-        for known, new in zip(pooled.setdefault(place, ([], [], [])), ([where], ours, rivals), strict=True):
-            known.extend(new)
-    return [("; ".join(words), ours, rivals) for words, ours, rivals in pooled.values()]
+def _pairs(needed: dict, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a comparison takes, beside each other, with their setting in words."""
+    of = {method: runs[runs["method"] == method] for method in METHODS}
+    if needed["claim"] == "C1":
+        return _against_pretrained(runs[~runs["setting"].str.contains("from scratch")])
+    pairs = _matched(of[needed["method"]], of[needed["rival"]], _PLACE)
+    if needed["claim"] not in ("C2", "C5", "C10"):
+        return pairs
+    # These claims compare the two losses from each start: from the same weights, and after cross-entropy.
+    later = _matched(of["deep-knn-ft"], of["triplet-ft"], _PLACE)
+    return pd.concat([pairs, later.assign(setting=later["setting"] + ", from the cross-entropy network")])
 
 
-def _against_pretrained(groups: dict) -> Pairs:
-    """C1: deep kNN on the main pretrained backbone (most methods, then most runs) against kNN on each there is."""
-    found, pretrained = [], {key: of for key, of in groups.items() if "from scratch" not in key[-1]}
-    for place in dict.fromkeys(key[:3] for key in pretrained):
-        here = {key[-1]: methods for key, methods in pretrained.items() if key[:3] == place}
-        size = {own: (len(of), sum(map(len, of.values()))) for own, of in here.items() if "deep-knn" in of}
-        for other, methods in here.items() if size else ():
-            own = max(size, key=size.get)
-            words = own if own.startswith(other) else f"{own} against {other}"
-            found += _matched(words, here[own]["deep-knn"], methods.get("knn", {}))
-    return found
+def _against_pretrained(runs: pd.DataFrame) -> pd.DataFrame:
+    """C1: deep kNN on the main backbone (most methods, then most runs) against kNN on each pretrained one."""
+    methods = runs.groupby(_PLACE)["method"]
+    runs = runs.assign(methods=methods.transform("nunique"), size=methods.transform("size"))
+    deep = runs[runs["method"] == "deep-knn"].sort_values(["methods", "size"], ascending=False, kind="stable")
+    main = deep[deep["setting"] == deep.groupby(_FOLD)["setting"].transform("first")]
+    pairs = _matched(main, runs[runs["method"] == "knn"], _FOLD)
+    both = zip(pairs["setting"], pairs["setting_rival"], strict=True)
+    pairs["setting"] = [own if own.startswith(other) else f"{own} against {other}" for own, other in both]
+    return pairs
 
 
-def _dead(results: list[Result]) -> bool:
-    """Whether one of the runs collapsed or learnt nothing."""
-    return not all(result.learnt for result in results)
+def _rows(needed: dict, pairs: pd.DataFrame) -> list[dict]:
+    """The rows of evidence for a row of the rule, one a setting."""
+    places = [pairs["dataset"], pairs["split"], pairs["setting"]]
+    if (
+        needed["claim"] == "C5"
+    ):  # There is one number a run. Settings in which both methods learnt are pooled.
+        dead = ~pairs[_SIDES].map(lambda result: result.learnt).all(axis=1)
+        places[2] = places[2].where(dead.groupby(places).transform("any"), "")
+    return [_row(needed, part) for _, part in pairs.groupby(places, sort=False)]
 
 
-def _row(needed: dict, where: str, ours: list[Result], rival: list[Result], k_predict: int = 5) -> dict:
-    """A row of evidence: `needed` is the row of the rule; scores are by K_p = 5, or cross-entropy's own softmax."""
+def _row(needed: dict, pairs: pd.DataFrame) -> dict:
+    """A row of evidence from the runs of two methods."""
+    ours, rival, where = [*pairs["result"]], [*pairs["result_rival"]], "; ".join(pairs["setting"].unique())
     run, measure = ours[0].run, needed["measure"]
-    dead = [run.method + _ITSELF] * _dead(ours) + [rival[0].run.method] * _dead(rival)
+    own_dead, rival_dead = (not all(result.learnt for result in results) for results in (ours, rival))
+    dead = [f"{run.method} itself"] * own_dead + [rival[0].run.method] * rival_dead
+    if needed["claim"] == "C9" and own_dead and not rival_dead:
+        # A K or M with which nothing is learnt counts against the claim.
+        where, dead = f"{where}, learnt nothing", []
     row = needed | {"dataset": run.dataset, "split": run.split, "setting": where, "seeds": len(ours)}
-    row |= {"bound": BOUNDS[needed["needed"]], "test_images": len(ours[0].arrays["test_labels"])}
-    row |= {"alive": not dead, "dead": " and ".join(dead)}
+    row |= {"test_images": len(ours[0].arrays["test_labels"]), "alive": not dead, "dead": " and ".join(dead)}
     if measure == "epochs ratio":
-        return row | _epochs(where, ours, rival)
+        return row | _epochs(pairs)
     if measure in SCORES.values():
-        k_rival = SOFTMAX if rival[0].run.method == "weighted-ce" else 5
-        gaps = paired(ours, rival, k_predict, k_rival, LEVEL).rename(columns={"difference": "value"})
-        return row | gaps.set_index("score").loc[measure].to_dict()
-    parts = [f"{measure.removeprefix('ratio, ')}_{what}" for what in ("features", "labels")]
-    both = [[metrics.compactness(*map(r.arrays.get, parts))["ratio"] for r in rs] for rs in (ours, rival)]
-    low, high = metrics.t_interval(gaps := np.subtract(*both[::-1]), LEVEL)
-    return row | {"value": gaps.mean(), "low": low, "high": high}
+        gaps = paired(ours, rival, needed["k_method"], needed["k_rival"], LEVEL).set_index("score")
+        return row | gaps.rename(columns={"difference": "value"}).loc[measure].to_dict()
+    part = measure.removeprefix("ratio, ")
+    arrays = [
+        [(r.arrays[f"{part}_features"], r.arrays[f"{part}_labels"]) for r in rs] for rs in (ours, rival)
+    ]
+    own, other = ([metrics.compactness(*pair)["ratio"] for pair in of] for of in arrays)
+    low, high = metrics.t_interval(np.subtract(other, own), LEVEL)
+    return row | {"value": np.mean(other) - np.mean(own), "low": low, "high": high}
 
 
-def _epochs(where: str, ours: list[Result], rival: list[Result]) -> dict:
+def _epochs(pairs: pd.DataFrame) -> dict:
     """C5: ratio of the epochs to the highest multiple of 5 % that all deep kNN runs of a setting reach.
 
     For a rival that never reaches it, the ratio is the most it can be, so that `low` is 0.
     """
-    best = {}
-    for r in ours:
-        best.setdefault((setting(r.run), r.run.method), []).append(max(row["train_acc"] for row in r.history))
-    levels = {place: 5 * math.floor(min(values) / 5) for place, values in best.items()}
-    goals = [levels[setting(r.run), r.run.method] for r in ours]
-    pairs = [list(zip(rs, goals, strict=True)) for rs in (ours, rival)]
-    epochs = [[metrics.epochs_to_accuracy(r.history, goal) for r, goal in of] for of in pairs]
-    logs = np.log(np.divide(*epochs))
-    never = sum(epoch > len(r.history) for epoch, r in zip(epochs[1], rival, strict=True))
+    histories = pairs[_SIDES].map(lambda result: result.history)
+    best = histories["result"].map(lambda history: max(row["train_acc"] for row in history))
+    goals = (best.groupby(pairs["setting"]).transform("min") // 5 * 5).astype(int)
+    first, last = ([*map(metrics.epochs_to_accuracy, histories[side], goals)] for side in histories)
+    logs = np.log(np.divide(first, last))
+    never = sum(np.array(last) > histories["result_rival"].map(len))
     low, high = np.exp(metrics.t_interval(logs, LEVEL)) * (not never, 1)
-    where += f", to {', '.join(map(str, levels.values()))} %"
-    where += f", never by {never} of {len(rival)} triplet runs: last epoch + 1" * bool(never)
-    return {"setting": where, "value": math.exp(logs.mean()), "low": low, "high": high, "test_images": np.nan}
-
-
-def _robust(rule: pd.DataFrame, where: str, reference: Seeds, variants: list[Result]) -> list[dict]:
-    """C9: other K and M, trained anew; where there are such runs, also other K_p on the same features."""
-    found, rows = {}, []
-    for result in variants if reference else ():
-        run, like = _plain(result.run), _plain(next(iter(reference.values())).run)
-        if run != like and replace(run, k=like.k, m=like.m) == like:
-            words = f"K = {run.k}, M = {run.m} − K = {like.k}, M = {like.m}"
-            found.setdefault(words, {})[result.run.seed] = result
-    for words, seeds in found.items():
-        for needed in rule.drop_duplicates("measure").assign(comparison=words).to_dict("records"):
-            rows += [_row(needed, *pair) for pair in _matched(where, seeds, reference)]
-    for row in (row for row in rows if row["dead"] and not _dead(list(reference.values()))):
-        # A K or M with which nothing is learnt counts against the claim.
-        row |= {"alive": True, "dead": "", "setting": row["setting"] + ", learnt nothing"}
-    for needed in rule.to_dict("records") if found else ():
-        k_predict = int(needed["comparison"].split()[2])  # "K_p = 1 − K_p = 5"
-        rows += [_row(needed, *pair, k_predict) for pair in _matched(where, reference, reference)]
-    return rows
+    levels = goals.groupby(pairs["setting"], sort=False).first()
+    where = f"{'; '.join(levels.index)}, to {', '.join(map(str, levels))} %"
+    where += f", never by {never} of {len(last)} triplet runs: last epoch + 1" * bool(never)
+    return {"setting": where, "value": np.exp(logs.mean()), "low": low, "high": high, "test_images": np.nan}
 
 
 def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
@@ -202,31 +177,30 @@ def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
 
 
 def _judge(claim: str, rows: pd.DataFrame) -> tuple[str, str]:
+    """The verdict on a claim, and the sentence why."""
     counts = rows["alive"] & (rows["seeds"] >= 2) & rows[["low", "high"]].notna().all(axis=1)
     rows, out = rows[counts], rows[~counts]
-    reasons = [f"{dead} learnt nothing" if dead else "a single seed or no interval" for dead in out["dead"]]
-    aside = dict.fromkeys(f"{why} ({where})" for why, where in zip(reasons, out["setting"], strict=True))
-    aside = "; left out: " + ", ".join(aside) if aside else ""
-    missing = _missing(claim, rows)
-    if missing or _ITSELF in aside:
-        return "not tested", f"missing: {missing or 'runs of the method that learnt'}{aside}."
-    sign = np.where(rows["side"] == ">", 1, -1)
-    ends = np.sort([sign * (rows["low"] - rows["bound"]), sign * (rows["high"] - rows["bound"])], axis=0)
-    hold, against = ends[0] > 0, ends[1] < 0
-    said = f"{sum(hold)} of {len(rows)} comparisons hold"
-    for words, number in (("undecided", sum(~hold & ~against)), ("the other way", sum(against))):
+    reasons = (out["dead"] + " learnt nothing").where(out["dead"] != "", "a single seed or no interval")
+    aside = ", ".join((reasons + " (" + out["setting"] + ")").unique())
+    aside = f"; left out: {aside}" * bool(aside)
+    missing = _missing(claim, rows) or "runs of the method that learnt" * (" itself" in aside)
+    if missing:
+        return "not tested", f"missing: {missing}{aside}."
+    ends = rows[["low", "high"]].sub(rows["bound"], axis=0).mul(np.where(rows["side"] == ">", 1, -1), axis=0)
+    worst, hold, against = ends.min(axis=1), sum(ends.min(axis=1) > 0), sum(ends.max(axis=1) < 0)
+    said = f"{hold} of {len(rows)} comparisons hold"
+    for words, number in (("undecided", len(rows) - hold - against), ("the other way", against)):
         said += f", {number} {words}" * bool(number)
     hardest = "{comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}]"
-    worst = rows.iloc[ends[0].argmin()]
-    said += f"; the hardest: {hardest.format(**worst)}, needed {worst.side} {worst.bound:g}{aside}."
-    return "replicated" if hold.all() else "not replicated", said
+    row = rows.loc[worst.idxmin()]
+    said += f"; the hardest: {hardest.format(**row)}, needed {row['side']} {row['bound']:g}{aside}."
+    return "replicated" if hold == len(rows) else "not replicated", said
 
 
 def _missing(claim: str, rows: pd.DataFrame) -> str:
     """What the best setting still lacks; empty when one setting has every comparison."""
-    rule = paper("comparisons").query("claim == @claim")
-    needed = rule["comparison"] + ": " + rule["measure"]
-    had = [set(part["comparison"] + ": " + part["measure"]) for _, part in rows.groupby("setting")] or [set()]
+    needed = texts("{}: {}", paper("comparisons").query("claim == @claim"), "comparison", "measure")
+    had = [texts("{}: {}", part, "comparison", "measure") for _, part in rows.groupby("setting")] or [[]]
     missing = min(([one for one in needed if one not in of_setting] for of_setting in had), key=len)
     if not missing and claim == "C7" and rows["setting"].str.split(",").str[0].nunique() < 2:
         missing = ["a second backbone"]  # The claim says "whatever the backbone".
@@ -237,14 +211,13 @@ def _missing(claim: str, rows: pd.DataFrame) -> str:
 
 
 # The paper's tables, cell by cell: our data sets for each of the paper's, and our backbones for each of theirs.
-_SETS = paper("our_sets").fillna("")
-OURS = {name: dict(zip(p["ours"], p["differs"], strict=True)) for name, p in _SETS.groupby("dataset")}
-NOT_TO_BE_HAD = {name: sets[""] for name, sets in OURS.items() if "" in sets}
-_NAMES = [("vgg19", "resnet50", "densenet121", "seresnet50")]
-_NAMES += [PROFILES[profile]["backbones"] for profile in ("demo", "finetune", "paper")]
-_RELATIVES = {names[0]: names for names in zip(*_NAMES, strict=True)}
-_SETTING = ("dataset", "split", "backbone", "weights", "image_size", "epochs", "margin")
+_SETS = paper("our_sets").fillna("").rename(columns={"ours": "our_dataset"})
+NOT_TO_BE_HAD = _SETS[_SETS["our_dataset"] == ""].set_index("dataset")["differs"].to_dict()
+_THEIRS = ("vgg19", "resnet50", "densenet121", "seresnet50")
+_OURS = [_THEIRS, *(PROFILES[profile]["backbones"] for profile in ("demo", "finetune", "paper"))]
+_FAMILY = {own: theirs for names in _OURS for own, theirs in zip(names, _THEIRS, strict=True)}
 _CELL = ["table", "dataset", "method", "backbone", "k_predict", "k", "m"]
+_SETTING = ["dataset", "split", "backbone", "weights", "image_size", "epochs", "margin"]
 
 
 def cells() -> pd.DataFrame:
@@ -255,11 +228,11 @@ def cells() -> pd.DataFrame:
     """
     parts, one_set = [], {"3": "Skin-7", "4": "SD-198", "S3": "SD-198"}
     for table in ("2", "3", "4", "S2", "S3", "S4"):
-        part = paper(f"table{table.lower().replace('s', '_s')}").assign(table=table)
+        part = paper(f"table{table.lower().replace('s', '_s')}")
         usual = {"dataset": one_set.get(table), "method": "deep-knn", "backbone": "resnet50", "k": 5, "m": 5}
-        usual |= {"k_predict": part.get("k", 5)}  # Table S3 votes with K_p = K
+        usual |= {"k_predict": part.get("k", 5), "table": table}  # Table S3 votes with K_p = K.
         part = part.assign(**{name: value for name, value in usual.items() if name not in part})
-        parts.append(part.melt(_CELL, [n for n in SCORES if n in part], "measure", "published"))
+        parts.append(part.melt(_CELL, part.columns.intersection([*SCORES]), "measure", "published"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -272,36 +245,31 @@ def compare_with_paper(ours: pd.DataFrame) -> pd.DataFrame:
     `seeds`, `collapsed` (runs); `difference` (ours − published, only on the paper's own images); `remark`, which
     says what differs, or why there is nothing.
     """
-    out, ours = [], ours[ours["evaluate_on"] != "validation"]
-    for cell in cells().to_dict("records"):
-        sets, measure = OURS[cell["dataset"]], cell["measure"]
-        fits = ours["dataset"].isin(sets) & ours["backbone"].isin(_RELATIVES[cell["backbone"]])
-        fits &= (ours[["method", "k_predict"]] == [cell["method"], cell["k_predict"]]).all(axis=1)
-        fits &= (ours[["k", "m"]].isna() | (ours[["k", "m"]] == [cell["k"], cell["m"]])).all(axis=1)
-        found = ours[fits & ours[measure].notna()].to_dict("index")
-        for number, row in found.items():
-            side = {f"our_{name}": row[name] for name in _SETTING} | {"our_row": number, "ours": row[measure]}
-            side |= {"sd": row[f"{measure}_sd"], "seeds": row["seeds"], "collapsed": row["collapsed"]}
-            side["difference"] = np.nan if sets[row["dataset"]] else row[measure] - cell["published"]
-            out.append(cell | side | {"remark": _remark(cell, row)})
-        if not found:
-            why = sets.get("", "not run: no result with this method, backbone and setting yet")
-            out.append(cell | {"remark": why})
-    columns = [*_CELL, "measure", "published", "our_row", *(f"our_{name}" for name in _SETTING), "ours", "sd"]
-    return pd.DataFrame(out).reindex(columns=[*columns, "seeds", "collapsed", "difference", "remark"])
+    tried = ours[ours["evaluate_on"] != "validation"].rename_axis("our_row").reset_index()
+    tried = tried.rename(columns={name: f"our_{name}" for name in _SETTING})
+    tried = tried.assign(backbone=tried["our_backbone"].map(_FAMILY)).fillna({"k": 5, "m": 5})
+    tried = tried.merge(_SETS, on="our_dataset")
+    found = pd.concat(tried.assign(measure=s, ours=tried[s], sd=tried[f"{s}_sd"]) for s in SCORES)
+    keys, kept = [*_CELL[1:], "measure"], ["our_row", *(f"our_{name}" for name in _SETTING), "ours", "sd"]
+    found = found[[*keys, *kept, "seeds", "collapsed", "differs"]].dropna(subset="ours")
+    side = cells().merge(found, "left", keys)
+    side["difference"] = (side["ours"] - side["published"]).where(side["differs"] == "")
+    side["remark"] = [_remark(row) for row in side.to_dict("records")]
+    return side.drop(columns="differs")
 
 
-def _remark(cell: dict, row: dict) -> str:
-    """What differs between a cell and a row of ours."""
-    images = OURS[cell["dataset"]][row["dataset"]]
-    own = row["backbone"] in (cell["backbone"], *PROFILES["paper"]["backbones"])
-    start = {"none": "from scratch", "imagenet": "ImageNet weights"}.get(
-        row["weights"], f"weights {row['weights']}"
-    )
-    differs = [images, "" if own else f"{row['backbone']} in place of {cell['backbone']}", start]
-    differs += [f"{row['image_size']:.0f} px"]
-    differs += [f"{row['collapsed']:.0f} of {row['seeds']:.0f} runs collapsed"] * bool(row["collapsed"])
-    return ", ".join(filter(None, differs)) + "; no difference taken" * bool(images)
+def _remark(row: dict) -> str:
+    """What differs between a cell and a row of ours, or why there is none."""
+    if pd.isna(row["ours"]):
+        nothing = "not run: no result with this method, backbone and setting yet"
+        return NOT_TO_BE_HAD.get(row["dataset"], nothing)
+    own = row["our_backbone"] in (row["backbone"], *PROFILES["paper"]["backbones"])
+    start = {"none": "from scratch", "imagenet": "ImageNet weights"}
+    words = [row["differs"], "" if own else f"{row['our_backbone']} in place of {row['backbone']}"]
+    words += [start.get(row["our_weights"], f"weights {row['our_weights']}")]
+    words += [f"{row['our_image_size']:.0f} px"]
+    words += [f"{row['collapsed']:.0f} of {row['seeds']:.0f} runs collapsed"] * bool(row["collapsed"])
+    return ", ".join(filter(None, words)) + "; no difference taken" * bool(row["differs"])
 
 
 def readable_cells(side: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -309,21 +277,21 @@ def readable_cells(side: pd.DataFrame, table: str) -> pd.DataFrame:
 
     `side` is of `compare_with_paper`. Runs of another setting or fold get a row of their own.
     """
-    rows, part = [], side[side["table"] == table]
-    for keys, of in part.groupby([*_CELL[1:], "our_row"], sort=False, dropna=False):
-        (dataset, method, backbone, k_predict, k, m, _), first = keys, of.iloc[0]
-        row = {"paper's data": dataset, "method": method_title(method, k_predict), "backbone": backbone}
-        row |= {"K, M": f"{k}, {m}", "paper": " / ".join(f"{value:.1f}" for value in of["published"])}
-        row |= dict.fromkeys(("ours", "ours − paper", "seeds", "our data", "our setting"), "–")
-        if pd.notna(first["ours"]):
-            words = f"{first['our_backbone']}, {first['our_weights']}, {first['our_image_size']:.0f} px"
-            words += f", {first['our_epochs']:.0f} epochs" * pd.notna(first["our_epochs"])
-            words += f", α = {first['our_margin']:g}" * pd.notna(first["our_margin"])
-            row |= {"ours": " / ".join(with_sd(of.rename(columns={"sd": "ours_sd"}), "ours"))}
-            if of["difference"].notna().all():
-                row["ours − paper"] = " / ".join(f"{value:+.1f}" for value in of["difference"])
-            data = f"{first['our_dataset']}, {first['our_split']} split"
-            row |= {"seeds": f"{first['seeds']:.0f}", "our data": data, "our setting": words}
-        rows.append(row | {"remark": first["remark"]})
-    unused = ["backbone"] * (table not in ("2", "4")) + ["K, M"] * (table != "S3")
-    return pd.DataFrame(rows).drop(columns=unused)
+    part = side[side["table"] == table].rename(columns={"sd": "ours_sd"})
+    setting = texts(
+        "{}, {}, {:.0f} px, {:.0f} epochs, α = {:g}", part, *(f"our_{name}" for name in _SETTING[2:])
+    )
+    part["our setting"] = [text.replace(", nan epochs", "").replace(", α = nan", "") for text in setting]
+    part["our data"] = texts("{}, {} split", part, "our_dataset", "our_split")
+    part["K, M"] = texts("{:.0f}, {:.0f}", part, "k", "m")
+    part["paper"], part["ours"] = texts("{:.1f}", part, "published"), with_sd(part, "ours")
+    part["ours − paper"] = texts("{:+.1f}", part, "difference")
+    part["seeds"] = texts("{:.0f}", part, "seeds")
+    keys, scores = [*_CELL, "our_row"], ["paper", "ours", "ours − paper"]
+    joined = part.groupby(keys, dropna=False)[scores].agg(" / ".join)
+    shown = part.drop(columns=scores).drop_duplicates(keys).merge(joined, on=keys)
+    shown["method"] = list(map(method_title, shown["method"], shown["k_predict"]))
+    extra = ["backbone"] * (table in ("2", "4")) + ["K, M"] * (table == "S3")
+    names = ["dataset", "method", *extra, *scores, "seeds", "our data", "our setting", "remark"]
+    shown = shown[names].rename(columns={"dataset": "paper's data"})
+    return shown.replace(r".*\bnan\b.*", "–", regex=True)

@@ -1,6 +1,5 @@
 """Executing runs, or loading what was executed before: `results = execute_all(grid("lesions"))`."""
 
-import csv
 import json
 import os
 import platform
@@ -16,11 +15,12 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from deepknn_lib import estimators
 from deepknn_lib.datasets import Dataset, Rows, dataset_digest, load_dataset, validation_part
-from deepknn_lib.models import Network, build_network, extract_features, weights_file
+from deepknn_lib.models import Network, build_network, extract_features, preprocessing, weights_file
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import data_dir, digest, repository, whole_file
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
@@ -44,7 +44,7 @@ class Result:
 
     @property
     def learnt(self) -> bool:
-        """Whether training went anywhere: not collapsed, and the training accuracy above the largest class's share."""
+        """Whether training went anywhere: not collapsed, and more accurate (kNN) than calling all the largest class."""
         counts = self.record["class_counts"]["train"]
         dull = 100 * max(counts) / sum(counts)
         return not self.record["collapsed"] and (not self.history or self.history[-1]["train_acc"] > dull + 1)
@@ -65,26 +65,26 @@ class Result:
 
 def parts(run: Run) -> Dataset:
     """The data of a run; with `evaluate_on="validation"` its test part is a fifth of the training part."""
-    data = load_dataset(run.dataset, run.split, run.fold, run.image_size)
+    how = preprocessing(run.backbone, run.weights)["interpolation"]
+    data = load_dataset(run.dataset, run.split, run.fold, run.image_size, how)
     return data if run.evaluate_on == "test" else validation_part(data)
 
 
 @cache
-def _digest_of(
-    dataset: str, split: str | None, fold: int, image_size: int, backbone: str, weights: str
-) -> str:
+def _digest_of(dataset, split, fold, image_size, backbone, weights) -> str:
     file = weights_file(backbone, weights)
-    content = dataset_digest(dataset, split or "paper", fold, image_size)
+    how = preprocessing(backbone, weights)["interpolation"]
+    content = dataset_digest(dataset, split, fold, image_size, how)
     return digest(content, file) if file and file.is_file() else content
 
 
 def data_digest(run: Run) -> str:
-    """Digest of what a run reads: images, labels, groups, split and a file of weights; `execute` computes it anew."""
+    """Digest of what a run reads: images, labels, groups, split and a file of weights; `execute` takes it anew."""
     return _digest_of(run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
 
 
 def folder_of(run: Run) -> Path:
-    """Where a run is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`; other data, other folder."""
+    """Where a run on these data is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`."""
     return data_dir() / "runs" / f"{run.key}-{data_digest(run)}"
 
 
@@ -96,76 +96,58 @@ def is_done(run: Run) -> bool:
 def load(run: Run) -> Result:
     """The result of a run that is done."""
     folder = folder_of(run)
+    arrays, record = _stored(folder)
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")
+    return Result(run, arrays, history, record)
+
+
+def _stored(folder: Path) -> tuple[dict, dict]:
     with np.load(folder / "features.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
-        history = [
-            {n: int(v) if n == "epoch" else float(v) for n, v in row.items()} for row in csv.DictReader(file)
-        ]
-    return Result(run, arrays, history, json.loads((folder / "run.json").read_text(encoding="utf-8")))
+    return arrays, json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
 def execute(run: Run, device: str = "auto") -> Result:
-    """Execute a run, or load it if that was done before on the same data; resume it if that was begun.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        If the run's data, backbone, weights or device are not to be had; nothing is left behind then.
-    """
+    """Execute a run, or load it if that was done before on the same data; see `execute_all`."""
     return execute_all([run], device)[0]
 
 
 def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
-    """Execute runs, each distinct training once: one after the other on a GPU, on CPUs side by side, a core each.
+    """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each.
 
-    Returns
-    -------
-    list of Result
-        In the order of `runs`.
+    Each distinct training is done once, and one that was begun is resumed. The results are in the order of `runs`.
 
     Raises
     ------
     ValueError, FileNotFoundError, FloatingPointError
-        From the first run that fails; those already done stay done.
+        From the first run that fails: its data, backbone, weights or device are not to be had, or it diverges. What
+        was done before stays done, and nothing of the run that failed is left behind.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
     _digest_of.cache_clear()  # files may have been replaced since
     runs, where = list(runs), pick_device(device)
-    bases = {run.base.key: run.base for run in runs if run.base and not is_done(run)}
-    waves = [
-        list(bases.values()),
-        list({run.key: run.trained for run in runs if run.key not in bases}.values()),
-    ]
-    waves = [
-        [run for run in wave if not is_done(run)] for wave in waves
-    ]  # what others start from comes first
-    todo = [run for wave in waves for run in wave]
-    for run in {run.key: run for run in runs if run.key not in {new.key for new in todo}}.values():
+    new = [run for run in runs if not is_done(run)]
+    bases = {run.base.key: run.base for run in new if run.base and not is_done(run.base)}
+    others = {run.key: run.trained for run in new if run.key not in bases}
+    for run in {run.key: run for run in runs if run not in new}.values():
         report(event="run", status="cached", label=run.label)
-    workers = min(os.cpu_count() or 1, max(map(len, waves)))
-    if where.type == "cuda" or workers <= 1:
-        order = {
-            run.key: run for one in runs for run in (one.base, one.trained) if run
-        }  # as asked, a base before its run
-        jobs = [(_carry_out(run, *_folders(run), device) for key, run in order.items() if run in todo)]
-    else:
-        parallel = Parallel(
-            workers, "loky", return_as="generator_unordered", batch_size=1, pre_dispatch="all"
-        )
-        jobs = (
-            parallel(delayed(_in_worker)(run, *_folders(run), os.getpid()) for run in wave)
-            for wave in waves
-            if wave
-        )
-    with tqdm(
-        total=len(todo), desc="training", unit="run", disable="DEEPKNN_PROGRESS" in os.environ or not todo
-    ) as bar:
-        for wave in jobs:
-            for _ in wave:
-                bar.update()
+    waves = [list(wave.values()) for wave in (bases, others) if wave]  # what others start from comes first
+    workers = min(os.cpu_count() or 1, max(map(len, waves), default=1))
+    quiet = "DEEPKNN_PROGRESS" in os.environ or not new
+    with tqdm(total=len(bases) + len(others), desc="training", unit="run", disable=quiet) as bar:
+        if where.type == "cuda" or workers == 1:
+            todo = bases | others
+            for run in (todo.pop(key, None) for one in new for key in (one.base and one.base.key, one.key)):
+                if run:  # in the order asked for: a base when the first run needs it
+                    _carry_out(run, *_folders(run), device)
+                    bar.update()
+        else:
+            parallel = Parallel(workers, "loky", return_as="generator_unordered", batch_size=1)
+            for wave in waves:
+                for _ in parallel(delayed(_in_worker)(run, *_folders(run), os.getpid()) for run in wave):
+                    bar.update()
     return [load(run) for run in runs]
 
 
@@ -173,21 +155,15 @@ def estimate_remaining(runs: Iterable[Run], workers: int = 1) -> str:
     """What is left of `runs` and their bases, and how long that will take by what their kind took, in a sentence."""
     runs = {one.key: one for run in runs for one in (run.base, run.trained) if one}.values()
     left = [run for run in runs if not is_done(run)]
-    kind, spent = ("dataset", "backbone", "image_size", "epochs", "method"), {}
+    kind, spent = ("dataset", "backbone", "epochs", "method"), {}
     for path in (data_dir() / "runs").glob("*/run.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         spent.setdefault(tuple(record["run"].get(name) for name in kind), []).append(record["seconds"])
-    known = [
-        np.mean(spent[about])
-        for run in left
-        if (about := tuple(getattr(run, name) for name in kind)) in spent
-    ]
-    guess = (
-        f"about {np.mean(known) * len(left) / workers / 60:.0f} minutes" if known else "time not known yet"
-    )
-    return f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} to do" + (
-        f", {guess}" if left else ""
-    )
+    known = [np.mean(spent.get(tuple(getattr(run, name) for name in kind), [np.nan])) for run in left]
+    told = f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} to do"
+    if np.isfinite(known).any():
+        return f"{told}, about {np.nanmean(known) * len(left) / workers / 60:.0f} minutes"
+    return f"{told}, time not known yet" if left else told
 
 
 def pick_device(device: str) -> torch.device:
@@ -203,20 +179,23 @@ def _folders(run: Run) -> tuple[Path, Path | None, str]:
     return folder_of(run), folder_of(run.base) if run.base else None, data_digest(run)
 
 
-def _in_worker(run: Run, folder: Path, base: Path | None, data: str, parent: int) -> None:
-    """Execute a run in a process of its own, which ends when its parent is gone."""
+@cache
+def _end_with(parent: int) -> None:
+    """End this process when its parent, the process that asked for the runs, is gone."""
 
     def watch():
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    if not any(thread.name == "watch" for thread in threading.enumerate()):
-        threading.Thread(target=watch, name="watch", daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_worker(run: Run, folder: Path, base: Path | None, data: str, parent: int) -> None:
+    """Execute a run in a process of its own, on one core."""
+    _end_with(parent)
     torch.set_num_threads(1)
-    os.environ.setdefault(
-        "DEEPKNN_PROGRESS", os.devnull
-    )  # several workers would write over one another's line
+    os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
     _carry_out(run, folder, base, data, "cpu")
 
 
@@ -229,25 +208,18 @@ def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str
     checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
     execute_one = _on_features if METHODS[run.method].on_features else _on_images
     arrays, history, state, about = execute_one(run, base, checkpoint, where)
+    record = {"run": asdict(run), "data": data, "collapsed": collapsed(history, run.config)} | about
     threads = f"cpu ({torch.get_num_threads()} threads a run)"
-    record = {"run": asdict(run)} | about
-    record |= {
-        "data": data,
-        "collapsed": collapsed(history, run.config),
-        "seconds": time.perf_counter() - started,
-    }
-    record |= {"device": torch.cuda.get_device_name() if where.type == "cuda" else threads}
-    record |= {"versions": versions(), "commit": commit()}
+    record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
+    record |= {"seconds": time.perf_counter() - started, "versions": versions(), "commit": commit()}
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         np.savez(fresh / "features.npz", **arrays)
         save_file({n: t.contiguous().cpu() for n, t in state.items()}, fresh / "model.safetensors")
-        with open(fresh / "history.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(history[0]) if history else ["epoch"])
-            writer.writeheader()
-            writer.writerows(history)
+        columns = None if history else ["epoch"]
+        pd.DataFrame(history, columns=columns).to_csv(fresh / "history.csv", index=False)
         (fresh / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         try:
             fresh.rename(folder)
@@ -265,48 +237,37 @@ def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.devic
     from safetensors.torch import load_file
 
     data, loss = parts(run), METHODS[run.method].loss
-    network = build_network(
-        run.backbone,
-        weights="none" if base else run.weights,
-        n_classes=len(data.class_names) if loss == "weighted-ce" else None,
-        normalize=run.normalize,
-        seed=run.seed,
-    ).to(where)
+    n_classes = len(data.class_names) if loss == "weighted-ce" else None
+    options = {"n_classes": n_classes, "normalize": run.normalize, "seed": run.seed}
+    network = build_network(run.backbone, weights="none" if base else run.weights, **options).to(where)
     if base:  # its backbone; the classifier is dropped, as the paper does for deep kNN*
-        state = load_file(base / "model.safetensors")
-        own = {n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")}
-        network.backbone.load_state_dict(own)
-    both, history = {"train": data.train, "test": data.test}, []
-    about = {
-        "class_names": data.class_names,
-        "smallest": data.info["smallest"],
-        "synthetic": data.info["synthetic"],
-    }
-    counts = {part: np.bincount(held.labels, minlength=len(data.class_names)) for part, held in both.items()}
-    about["class_counts"] = {part: found.tolist() for part, found in counts.items()}
-    if loss:
-        train, labels = _on_device(data.train.images, where), torch.from_numpy(data.train.labels)
-        history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=_teller(run))
-        features = {"train": extract_features(network, train)}
-        features["test"] = extract_features(network, _on_device(data.test.images, where))
-        arrays = {f"{part}_features": found.cpu().numpy() for part, found in features.items()}
-        if network.classifier is not None:
-            with torch.no_grad():
-                arrays["test_logits"] = network.classifier(features["test"]).float().cpu().numpy()
-    else:
-        arrays = {f"{part}_features": found for part, found in _frozen(network, run, both).items()}
+        own = {n: t for n, t in load_file(base / "model.safetensors").items() if n.startswith("backbone.")}
+        network.load_state_dict(network.state_dict() | own)
+    both, arrays, history = {"train": data.train, "test": data.test}, {}, []
+    about = {"class_names": data.class_names} | {name: data.info[name] for name in ("smallest", "synthetic")}
+    about["class_counts"] = {}
     for part, held in both.items():
         arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
+        counts = np.bincount(held.labels, minlength=len(data.class_names))
+        about["class_counts"][part] = counts.tolist()
+    if not loss:
+        return arrays | _frozen(network, run, both), history, network.state_dict(), about
+    train, labels = _on_device(data.train.images, where), torch.from_numpy(data.train.labels)
+    history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=_teller(run))
+    arrays["train_features"] = extract_features(network, train).cpu().numpy()
+    test = extract_features(network, _on_device(data.test.images, where))
+    arrays["test_features"] = test.cpu().numpy()
+    if network.classifier is not None:
+        arrays["test_logits"] = network.classifier(test).detach().float().cpu().numpy()
     return arrays, history, network.state_dict(), about
 
 
 def _on_device(images: "np.ndarray | Rows", device: torch.device):
-    """Images as a tensor there; on pinned pages if they would take more than half of a GPU; `Rows` stay on disk."""
+    """Images as a tensor there, or where they are if they would take more than half of a GPU; `Rows` stay on disk."""
     if isinstance(images, Rows):
         return images
-    tensor = torch.from_numpy(images)
-    crowded = device.type == "cuda" and tensor.nbytes > torch.cuda.mem_get_info(device)[0] // 2
-    return tensor.pin_memory() if crowded else tensor.to(device)
+    crowded = device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2
+    return torch.from_numpy(images).to("cpu" if crowded else device)
 
 
 def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
@@ -321,19 +282,16 @@ def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
     if not all(i in known for held in both.values() for i in held.ids.tolist()):
         for held in both.values():
             images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
-            known |= dict(
-                zip(held.ids.tolist(), extract_features(network, images).cpu().numpy(), strict=True)
-            )
+            features = extract_features(network, images).cpu().numpy()
+            known |= dict(zip(held.ids.tolist(), features, strict=True))
         with whole_file(path) as temporary:
             np.savez(temporary, ids=np.array(list(known)), features=np.stack(list(known.values())))
-    return {part: np.stack([known[i] for i in held.ids.tolist()]) for part, held in both.items()}
+    return {f"{part}_features": np.stack([known[i] for i in held.ids]) for part, held in both.items()}
 
 
 def _on_features(run: Run, base: Path, *_) -> tuple:
     """The same for a method that learns on the feature vectors of the base run (Table 3)."""
-    with np.load(base / "features.npz", allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    record = json.loads((base / "run.json").read_text(encoding="utf-8"))
+    arrays, record = _stored(base)
     estimator = estimators.from_run(run)
     estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=_teller(run))
     if SOFTMAX in METHODS[run.method].votes:
@@ -373,14 +331,9 @@ def versions() -> str:
 
 def commit() -> str:
     """Short hash of the checkout's commit, with `+` when files differ from it; empty outside git."""
-    git = ["git", "-C", str(repository())]
+    command = "git describe --always --dirty=+ --abbrev=10 --exclude=*".split()
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
-        )
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        )
+        told = subprocess.run(command, cwd=repository(), capture_output=True, text=True, check=True)
+        return told.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -3,8 +3,7 @@
 import os
 import random
 import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from collections import namedtuple
 
 import numpy as np
 import pandas as pd
@@ -16,16 +15,8 @@ from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES
 
-
-@dataclass(frozen=True)
-class Session:
-    """What a notebook was asked to do; `device` is `cpu` or `cuda`, `figures` the folder for figures and tables."""
-
-    profile: str
-    dataset: str
-    seeds: tuple[int, ...]
-    device: str
-    figures: Path
+# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to.
+Session = namedtuple("Session", "profile dataset seeds device figures")
 
 
 def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: str = "auto") -> Session:
@@ -37,15 +28,11 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     profile = profile or os.environ.get("DEEPKNN_PROFILE") or "demo"
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; choose one of {', '.join(PROFILES)}")
-    try:
-        chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds else tuple(PROFILES[profile]["seeds"])
-    except ValueError as error:
-        raise ValueError(
-            f"seeds are whole numbers with commas between, like '0,1,2'; got {seeds!r}"
-        ) from error
-    warnings.filterwarnings(
-        "ignore", message="IProgress not found"
-    )  # It would print folders of this machine.
+    if not all(seed.strip().isdecimal() for seed in seeds.split(",") if seeds):
+        raise ValueError(f"seeds are whole numbers with commas between, like '0,1,2'; got {seeds!r}")
+    chosen = tuple(map(int, seeds.split(","))) if seeds else tuple(PROFILES[profile]["seeds"])
+    # This warning of tqdm would print folders of this machine.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     figures.use_style()
     random.seed(0)
     np.random.seed(0)

@@ -10,6 +10,17 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
+from urllib.parse import quote
+
+if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a program, without any package.
+    import nbformat
+    from PIL import Image
+
+    from deepknn_lib.datasets import available
+    from deepknn_lib.datasets.load import entry_of, place
+    from deepknn_lib.storage import digest, figures_dir, repository, whole_file
+    from deepknn_lib.study.experiments import pick_device, versions
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
@@ -39,27 +50,24 @@ def run(args: argparse.Namespace) -> int:
 
     The exit status is 0 if all passed, 1 if one failed, 2 for wrong options, 130 if Ctrl-C stopped the run.
     """
-    from deepknn_lib.storage import figures_dir
-
     try:
-        dataset, paths = _dataset(args), choose(args.only)
-        marks = {path: _mark(path, vars(args) | {"dataset": dataset}) for path in paths}
-    except ValueError as error:
+        parameters = {"profile": args.profile, "dataset": _dataset(args)}
+        parameters |= {"seeds": args.seeds, "device": args.device}
+        marks = {path: _mark(path, parameters) for path in choose(args.only)}
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}\nSee ./run_all.sh --help", file=sys.stderr)
         return 2
-    folder = re.sub(r"[^A-Za-z0-9.]+", "-", f"{dataset}-{args.profile}")
-    out = figures_dir() / ("" if (dataset, args.profile) == ("lesions", "demo") else folder)
-    parameters = {"profile": args.profile, "dataset": dataset, "seeds": args.seeds, "device": args.device}
-    rows, status, before = [], 0, dict(os.environ)
+    folder = re.sub(r"[^A-Za-z0-9.]+", "-", f"{parameters['dataset']}-{args.profile}")
+    out, rows, status = figures_dir() / ("" if folder == "lesions-demo" else folder), [], 0
+    before = dict(os.environ)
     try:
         with tempfile.NamedTemporaryFile() as events:
             os.environ |= {"DEEPKNN_FIGURES": str(out), "DEEPKNN_PROGRESS": events.name}
             os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel of this environment, not of the user's
-            threading.Thread(target=_tell, args=(events.name,), daemon=True).start()
+            threading.Thread(target=_tell, args=[open(events.name)], daemon=True).start()
             for path, mark in marks.items():
-                state, minutes = _one(path, parameters, mark, out, args.save_outputs)
-                rows.append((path.stem, f"{minutes:.1f}", state))
-                if state == "failed" and args.failfast:
+                rows.append(_one(path, parameters, mark, out, args.save_outputs))
+                if args.failfast and rows[-1][-1] == "failed":
                     break
         _index(out, rows, parameters)
     except KeyboardInterrupt:
@@ -71,30 +79,20 @@ def run(args: argparse.Namespace) -> int:
     for row in [("notebook", "minutes", "result"), *rows]:
         print("{:34}{:>8}   {}".format(*row))
     failed = sum(state == "failed" for *_, state in rows)
-    print(f"{len(rows) - failed} of {len(paths)} notebooks passed; the pages are in {os.path.relpath(out)}")
+    print(f"{len(rows) - failed} of {len(marks)} notebooks passed; the pages are in {os.path.relpath(out)}")
     return status or int(failed > 0)
 
 
 def _dataset(args: argparse.Namespace) -> str:
     """The data set, a folder by its absolute path; ValueError if an option cannot be meant."""
-    from deepknn_lib.datasets import CATALOG
-    from deepknn_lib.study.experiments import pick_device
-
-    kind, _, place = args.dataset.partition(":")
     if args.profile not in PROFILES:
         raise ValueError(f"DEEPKNN_PROFILE is {args.profile!r}; choose one of {', '.join(PROFILES)}")
-    if args.dataset not in CATALOG and kind not in ("folder", "medmnist"):
-        known = f"{', '.join(CATALOG)}, medmnist:FLAG@SIZE or folder:PATH"
-        raise ValueError(f"--dataset: unknown data set {args.dataset!r}; choose one of {known}")
     if not re.fullmatch(r"(\d{1,9}(,\d{1,9})*)?", args.seeds):
         raise ValueError(f"--seeds: {args.seeds!r}; give whole numbers with commas between, like 0,1,2")
-    if kind == "folder" and not (place and Path(place).expanduser().is_dir()):
-        raise ValueError(f"--dataset: there is no folder {place!r}; give folder:PATH")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
-    pick_device(args.device)
     # The kernels run in notebooks/, so that a path has to be absolute.
-    return f"folder:{Path(place).expanduser().resolve()}" if kind == "folder" else args.dataset
+    return f"folder:{place(args.dataset)}" if entry_of(args.dataset)[1] == "folder" else args.dataset
 
 
 def choose(only: str = "") -> list[Path]:
@@ -107,82 +105,66 @@ def choose(only: str = "") -> list[Path]:
     return [path for number, path in known.items() if number in wanted]
 
 
-def _mark(path: Path, options: dict) -> str:
+def _mark(path: Path, parameters: dict[str, str]) -> str:
     """A digest of all that a notebook's outputs come from: itself, the library, the data, options and versions."""
-    import nbformat
-
-    from deepknn_lib.datasets import available
-    from deepknn_lib.storage import digest, repository
-    from deepknn_lib.study.experiments import versions
-
     try:
         cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"cannot read {path} as a notebook ({error}); restore it from git") from error
-    root = repository()
-    files = [file for pattern in READ for file in root.glob(pattern)]
-    kind, _, folder = options["dataset"].partition(":")
+    kind, _, folder = parameters["dataset"].partition(":")
     images = sorted(Path(folder).rglob("*")) if kind == "folder" else []
     seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in images]
-    asked = [options[name] for name in ("profile", "dataset", "seeds", "device")]
+    asked = parameters | {"device": pick_device(parameters["device"]).type}
     given = [os.environ.get(name) for name in ("DEEPKNN_DATA", "DEEPKNN_WEIGHTS", "DEEPKNN_SKIN7_FOLDS")]
-    return digest(repr([cells, asked, seen, given, available(), versions()]), *sorted(files))
+    files = sorted(file for pattern in READ for file in repository().glob(pattern))
+    return digest(repr([cells, asked, seen, given, available(), versions()]), *files)
 
 
-def _tell(events: str) -> None:
+def _tell(events: TextIO) -> None:
     """Print the epoch lines that the library appends to the file `events`, until the file is gone."""
-    with open(events, encoding="utf-8") as file:
-        rest = ""
-        while os.path.exists(events):
-            *lines, rest = (rest + file.read()).split("\n")
-            for event in map(json.loads, lines):
-                if event["event"] == "epoch":
-                    print(f"    {event['text']}", flush=True)
-            time.sleep(0.5)
+    while os.path.exists(events.name):
+        for event in map(json.loads, events):
+            if event["event"] == "epoch":
+                print(f"    {event['text']}", flush=True)
+        time.sleep(0.5)
 
 
-def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tuple[str, float]:
-    """Run a notebook if something changed, write its page and, beside it, what it was made from; state, minutes."""
-    import nbformat
+def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tuple[str, str, str]:
+    """Run a notebook if something changed, and write its page: its name, minutes and `passed` or so."""
     import papermill
 
-    from deepknn_lib.storage import whole_file
-
     page, began, trace = out / "notebooks" / f"{path.stem}.html", time.time(), ""
-    note = page.with_suffix(".json")
-    if note.is_file() and not save:
-        known = json.loads(note.read_text(encoding="utf-8"))
-        if known["mark"] == mark and all((out / name).exists() for name in known["files"]):
-            print(f"{path.stem}: unchanged since it passed", flush=True)
-            return "unchanged", 0.0
+    note = page.with_suffix(".json")  # what a notebook that passed was made from, and what it made
+    known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() and not save else {"mark": ""}
+    if known["mark"] == mark and all((out / name).exists() for name in known["files"]):
+        print(f"{path.stem}: unchanged since it passed", flush=True)
+        return path.stem, "0.0", "unchanged"
     note.unlink(missing_ok=True)
     print(f"{path.stem}: started", flush=True)
     with whole_file(page.with_suffix(".ipynb")) as target:
         nbformat.write(nbformat.read(path, as_version=4), target)
-        how = {"kernel_name": "python3", "cwd": path.parent}
-        quiet = {"progress_bar": False, "extra_arguments": ["--IPKernelApp.log_level=CRITICAL"]}
+        options = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": False}
+        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
         try:
-            papermill.execute_notebook(path, target, parameters, **how, **quiet)
+            papermill.execute_notebook(path, target, parameters, **options)
         except Exception as error:  # A cell failed, or a kernel died; the other notebooks go on.
             trace = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(error).__name__}: {error}")
         executed = nbformat.read(target, as_version=4)
     _page(executed, page)
-    state, minutes = "failed" if trace else "passed", (time.time() - began) / 60
-    print(f"{path.stem}: {state} after {minutes:.1f} minutes{trace}", flush=True)
+    state, minutes = "failed" if trace else "passed", f"{(time.time() - began) / 60:.1f}"
+    print(f"{path.stem}: {state} after {minutes} minutes{trace}", flush=True)
+    if save and not trace:
+        store_outputs(path, executed)
     if not trace:
-        if save:
-            store_outputs(path, executed)
         made = [str(p.relative_to(out)) for p in out.rglob("*.*") if p.stat().st_mtime >= began]
         with whole_file(note) as temporary:
             temporary.write_text(json.dumps({"mark": mark, "files": made}), encoding="utf-8")
-    return state, minutes
+    return path.stem, minutes, state
 
 
-def _page(notebook, page: Path) -> None:
+def _page(notebook: "nbformat.NotebookNode", page: Path) -> None:
     """Write a notebook as HTML."""
     from nbconvert import HTMLExporter
-
-    from deepknn_lib.storage import whole_file
 
     body, _ = HTMLExporter(log_level="ERROR").from_notebook_node(notebook, {"metadata": {"name": page.stem}})
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
@@ -193,12 +175,8 @@ def _page(notebook, page: Path) -> None:
         temporary.write_text(body, encoding="utf-8")
 
 
-def store_outputs(path: Path, executed) -> None:
+def store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
     """Put the outputs of the notebook `executed` into the notebook at `path`; nothing else in it changes."""
-    import nbformat
-
-    from deepknn_lib.storage import whole_file
-
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     ran = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     pairs = [pair for pair in zip(notebook.cells, ran, strict=True) if pair[0].cell_type == "code"]
@@ -212,13 +190,6 @@ def store_outputs(path: Path, executed) -> None:
 
 def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
     """Write `index.html`: what was run, each notebook, and every figure and table in `out`."""
-    from urllib.parse import quote
-
-    from nbformat.v4 import new_markdown_cell, new_notebook
-    from PIL import Image
-
-    from deepknn_lib.study.experiments import versions
-
     asked = ", ".join(f"{name} {value}" for name, value in parameters.items() if value)
     text = ["# Deep kNN for medical image classification, reproduced", f"{asked}; {versions()}"]
     text += [SYNTHETIC] * (parameters["dataset"] == "lesions") + ["## Notebooks"]
@@ -230,10 +201,11 @@ def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, st
         title, caption, alt = words
         text += [f"![{alt}]({quote(path.name)})", f"**{title}.** {caption} [PDF]({quote(path.stem)}.pdf)"]
     text += ["## Tables", *(path.read_text(encoding="utf-8") for path in sorted(out.glob("tables/*.md")))]
-    _page(new_notebook(cells=[new_markdown_cell("\n\n".join(text))]), out / "index.html")
+    cell = nbformat.v4.new_markdown_cell("\n\n".join(text))
+    _page(nbformat.v4.new_notebook(cells=[cell]), out / "index.html")
 
 
-if __name__ == "__main__":  # run_all.sh --help, without any package
+if __name__ == "__main__":
     parser = argparse.ArgumentParser("./run_all.sh", description="Run the notebooks and fill figures/.")
     add_arguments(parser)
-    sys.exit(run(parser.parse_args()))
+    parser.parse_args(["--help"])

@@ -1,7 +1,6 @@
 """What a run is: a method on a data set with all its settings, frozen and hashable; and the grids of a comparison."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -56,16 +55,8 @@ TABLE4 = ("ce-knn", "deep-knn")
 # margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
 # (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
 PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
-_SHARED = (
-    "split",
-    "fold",
-    "seed",
-    "image_size",
-    "evaluate_on",
-    "backbone",
-    "weights",
-    "epochs",
-)  # with a base
+# What a run shares with the base that it starts from.
+_SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights", "epochs")
 
 
 @dataclass(frozen=True)
@@ -96,18 +87,14 @@ class Run(TrainingConfig):
         method = METHODS[self.method]
         object.__setattr__(self, "loss", method.loss if method.loss in LOSSES else "deep-knn")
         super().__post_init__()
-        if self.k_predict < (SOFTMAX if method.loss == "weighted-ce" else 1):
-            raise ValueError(
-                f"k_predict must be at least 1 (cross-entropy: {SOFTMAX} is its softmax), got {self.k_predict}"
-            )
+        least = SOFTMAX if method.loss == "weighted-ce" else 1
+        if self.k_predict < least:
+            raise ValueError(f"k_predict must be at least {least} for {self.method}, got {self.k_predict}")
         if self.search_every and method.on_features:
-            raise ValueError(
-                f"{self.method} cannot search the whole set while it trains; leave search_every at 0"
-            )
-        if self.normalize not in NORMALIZE:
-            raise ValueError(f"unknown normalize {self.normalize!r}; choose one of {', '.join(NORMALIZE)}")
-        if self.evaluate_on not in ("test", "validation"):
-            raise ValueError(f"evaluate_on is 'test' or 'validation', got {self.evaluate_on!r}")
+            raise ValueError(f"{self.method} cannot search the whole set; leave search_every at 0")
+        for name, known in (("normalize", NORMALIZE), ("evaluate_on", ("test", "validation"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
         if (method.base is None) != (self.base is None):
             raise ValueError(
                 f"{self.method} {'takes no' if self.base else 'needs a'} base run; see make_run()"
@@ -126,22 +113,15 @@ class Run(TrainingConfig):
     @property
     def key(self) -> str:
         """The same for runs that differ only in how many neighbours vote, or in what their method does not use."""
-        run = self.trained
-        method, what = (
-            METHODS[run.method],
-            asdict(run) | {"base": run.base and run.base.key, "k_predict": CODE},
-        )
-        unused = {
-            "weighted-ce": {"k", "m", "margin", "soft", "search_every"},
-            None: {f.name for f in fields(TrainingConfig)},
-        }
-        what = {
-            name: value
-            for name, value in what.items()
-            if name not in unused.get(method.loss, {"class_power"})
-        }
-        seed = run.seed if method.loss or run.weights == "none" else 0
-        settings = digest(str(sorted(what.items())), str(seed))
+        run, loss = self.trained, METHODS[self.trained.method].loss
+        unused = {"class_power"}
+        if loss == "weighted-ce":
+            unused = {"k", "m", "margin", "soft", "search_every"}
+        elif loss is None:
+            unused = {field.name for field in fields(TrainingConfig)}
+        what = asdict(run) | {"base": run.base and run.base.key, "k_predict": CODE}
+        seed = run.seed if loss or run.weights == "none" else 0
+        settings = digest(str(sorted((n, v) for n, v in what.items() if n not in unused)), str(seed))
         return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{seed}-{settings}"
 
     @property
@@ -152,10 +132,9 @@ class Run(TrainingConfig):
 
 def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run:
     """The run of a method under a profile, with any field changed by name; ValueError for a name that there is not."""
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; choose one of {', '.join(PROFILES)}")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    for what, name, known in (("profile", profile, PROFILES), ("method", method, METHODS)):
+        if name not in known:
+            raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
     names = [f.name for f in fields(Run)]
     if unknown := set(changes) - set(names):
         raise ValueError(f"a Run has no field {', '.join(sorted(unknown))}; it has {', '.join(names)}")
@@ -174,12 +153,7 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
 
 
 def grid(
-    dataset: str,
-    profile: str = "demo",
-    methods: Iterable[str] = TABLE2,
-    split_names: Iterable[str] = ("paper", "grouped"),
-    seeds: Iterable[int] | None = None,
-    **changes,
+    dataset, profile="demo", methods=TABLE2, split_names=("paper", "grouped"), seeds=None, **changes
 ) -> list[Run]:
     """The runs of a comparison, so ordered that every seed finished is a whole one; `changes` as in `make_run`."""
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
@@ -187,29 +161,24 @@ def grid(
     return [make_run(dataset, m, profile, split=split, seed=seed, **changes) for seed, split, m in order]
 
 
-def sweeps(
-    dataset: str, profile: str = "demo", seeds: Iterable[int] = (0, 1), **given
-) -> dict[str, list[Run]]:
+def sweeps(dataset: str, profile: str = "demo", seeds=(0, 1), **given) -> dict[str, list[Run]]:
     """Deep kNN with its settings changed, split by lesion: the runs of the notebook on sensitivity.
 
     `K and M`: the grid of Table S3, K_p = K, in full length, K = M = 5 among them. `search`: neighbours from the whole
     training set. `margin` and `batches`: with the profile's short training, the default among them.
     """
     short = PROFILES[profile]["short"]
-
-    def runs(method: str = "deep-knn", **changes) -> list[Run]:
-        return [
-            make_run(dataset, method, profile, split="grouped", seed=seed, **given, **changes)
-            for seed in seeds
-        ]
-
+    counts = [{"k": k, "m": m, "k_predict": k} for k in (3, 5, 7) for m in (1, 5, 9)]
     margins = [("batch-l2", margin) for margin in (0.05, 0.2, 0.5, 1.0)] + [("l2", 0.5)]
     margins += [("none", margin) for margin in (0.2, 1.0, 5.0)]
+
+    def runs(changes: list[dict], method: str = "deep-knn") -> list[Run]:
+        every = [given | change | {"seed": seed} for change in changes for seed in seeds]
+        return [make_run(dataset, method, profile, split="grouped", **one) for one in every]
+
     return {
-        "K and M": [r for k in (3, 5, 7) for m in (1, 5, 9) for r in runs(k=k, m=m, k_predict=k)],
-        "search": runs("deep-knn-global"),
-        "margin": [r for kind, margin in margins for r in runs(**short, normalize=kind, margin=margin)],
-        "batches": [
-            r for mode in ("balanced", "proportional", "random") for r in runs(**short, sampling=mode)
-        ],
+        "K and M": runs(counts),
+        "search": runs([{}], "deep-knn-global"),
+        "margin": runs([short | {"normalize": kind, "margin": margin} for kind, margin in margins]),
+        "batches": runs([short | {"sampling": mode} for mode in ("balanced", "proportional", "random")]),
     }

@@ -1,0 +1,261 @@
+# ruff: noqa: F811 (fixtures)
+"""Downloads against a server and a Kaggle client on this machine; zips that are broken or meant to harm."""
+
+import gzip
+import hashlib
+import importlib
+import io
+import os
+import random
+import shutil
+import stat
+import sys
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import medmnist
+import pytest
+import sets
+from sets import ORDER, SKIN7, TASK, data, refused  # noqa: F401
+
+from deepknn_lib.datasets import CATALOG, dataset_digest, download, load_dataset
+
+module = importlib.import_module("deepknn_lib.datasets.download")  # the package has the function of this name
+BODY, ZEROS, GONE = random.Random(0).randbytes(400_000), bytes(400_000), FileNotFoundError
+MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves `server.files` as the next entry of `server.plan` says, or as `server.always` does."""
+
+    def do_GET(self):
+        how = self.server.plan.pop(0) if self.server.plan else self.server.always
+        self.server.asked.append(self.headers.get("Range", ""))
+        body = how.get("body", self.server.files.get(Path(self.path).name))
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if how.get("ranges", True) else 0
+        status = how.get("status", 404 if body is None else 206 if start else 200)
+        status, body = (416, b"") if status == 206 and start >= len(body) else (status, body or b"")
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) - start if status < 300 else 0))
+        self.end_headers()
+        self.wfile.write(body[start:][: how.get("cut")] if status < 300 else b"")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    vars(server).update(files={"data.bin": BODY}, plan=[], always={}, asked=[])
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def left(folder):
+    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock")) if folder.exists() else []
+
+
+def get(server, folder, checksum=MD5, url=None):
+    """Fetch the file; the ranges that were asked for."""
+    folder.mkdir(exist_ok=True)
+    module.fetch(url or f"{server.url}/data.bin", folder / "data.bin", checksum, "By hand: open the page.")
+    assert (folder / "data.bin").read_bytes() == BODY and left(folder) == ["data.bin"]
+    return server.asked
+
+
+ALL, CUT = "bytes=0-", {"cut": 131_072}
+# the part that is there, its checksum, what the server does; which ranges are asked for
+PLANS = {
+    "nothing wrong": (b"", MD5, [], [ALL]),
+    "cuts": (b"", MD5, [CUT, {"cut": 65_536}], [ALL, "bytes=131072-", "bytes=196608-"]),
+    "a cut without ranges": (b"", MD5, [CUT, {"ranges": False}], [ALL, "bytes=131072-"]),
+    "an overloaded server": (b"", MD5, [CUT, {"status": 503}], [ALL, "bytes=131072-", "bytes=131072-"]),
+    "wrong bytes once": (b"", MD5, [{"body": ZEROS}], [ALL, ALL]),
+    "a file that changed": (b"", MD5, [CUT | {"body": ZEROS}], [ALL, "bytes=131072-", ALL]),
+    "a part of an earlier call": (BODY[:99], MD5, [], ["bytes=99-"]),
+    "a whole part is only compared": (BODY, MD5, [], ["bytes=400000-"]),
+    "nothing to compare a part with": (BODY[:99], None, [], [ALL]),
+}
+
+
+@pytest.mark.parametrize(("part", "checksum", "plan", "ranges"), PLANS.values(), ids=list(PLANS))
+def test_a_download_goes_on_where_it_stopped(server, tmp_path, part, checksum, plan, ranges):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / ".data.bin.part").write_bytes(part)
+    server.plan = list(plan)
+    assert get(server, tmp_path / "x", checksum) == ranges
+    assert get(server, tmp_path / "x", checksum) == ranges  # it is not fetched again
+
+
+@pytest.mark.parametrize(("always", "error", "said", "remains"), [
+    ({"status": 404}, FileNotFoundError, "could not download .*data.bin .404", []),
+    ({"body": ZEROS}, ValueError, "data.bin gave another file than expected .*MD5|md5", []),
+    ({"body": b"<html>please log in</html>"}, ValueError, "data.bin gave another file than expected", []),
+    ({"cut": 0, "ranges": False}, FileNotFoundError, r"could not download .*data.bin \(.*\)", [".data.bin.part"]),
+])  # fmt: skip
+def test_what_never_comes_right_says_the_steps_by_hand(server, tmp_path, always, error, said, remains):
+    server.always = always
+    assert refused(said, get, server, tmp_path, error=error).endswith("By hand: open the page.")
+    assert left(tmp_path) == remains and len(server.asked) == 1 + module.RETRIES
+    nowhere = "http://127.0.0.1:1/"
+    refused(f"could not download {nowhere}", get, server, tmp_path, MD5, nowhere, error=GONE)
+
+
+def refusing(number):
+    """A function of the system that fails with this error."""
+    return lambda *_, **__: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
+
+
+def test_what_stands_in_the_way_is_named(server, tmp_path, monkeypatch, data):
+    (tmp_path / "data.bin").write_bytes(b"mine")
+    refused("data.bin is not the file of .*: expected md5:.*, got md5:.*; remove or", get, server, tmp_path)
+    assert (tmp_path / "data.bin").read_bytes() == b"mine" and not server.asked
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refusing(28))
+        refused("no room for .*data.bin .No space left.*make room.*By hand", get, server, tmp_path / "x")
+    monkeypatch.setattr(Path, "mkdir", refusing(13))
+    said = "cannot write to the folder .*mnist.*make it writable, or point DEEPKNN_DATA"
+    refused(said, download, "mnist", error=PermissionError)
+
+
+def md5(body):
+    return f"md5:{hashlib.md5(body).hexdigest()}"
+
+
+def at_home(monkeypatch, name, server):
+    """The addresses of a set replaced by the local server's; checksums are those of the served files."""
+    home, remotes = server.url, CATALOG[name].remotes
+    remotes = [remote | {"url": f"{home}/{Path(remote['url']).name}"} for remote in remotes]
+    for remote in remotes:
+        remote["checksum"] = remote["checksum"] and md5(server.files[Path(remote["url"]).name])
+    monkeypatch.setattr(CATALOG[name], "remotes", remotes)
+
+
+def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_path, capsys):
+    root, files, third = sets.skin7(data), server.files, "split_data_3_fold_test.csv"
+    before, zipped_images = dataset_digest("skin7", "paper", 2, 24), f"{TASK}_Input.zip"
+    for part in ("Input", "GroundTruth"):
+        archive = shutil.make_archive(str(tmp_path / part), "zip", root, f"{TASK}_{part}")
+        files[f"{TASK}_{part}.zip"] = Path(archive).read_bytes()
+    files[f"{TASK}_LesionGroupings.csv"] = (root / f"{TASK}_LesionGroupings.csv").read_bytes()
+    for fold in range(1, 6):
+        lines = [f"{name}.jpg,{ORDER.index(dx.upper())}" for name, dx, _, of in SKIN7 if of == fold]
+        files[f"split_data_{fold}_fold_test.csv"] = "\n".join(["image_test,label", *lines, ""]).encode()
+    shutil.rmtree(data)
+    at_home(monkeypatch, "skin7", server)
+    good, images, files[third] = files[third], files.pop(zipped_images), b"<html>rate limit"
+    refused("404.*By hand: get the three Task 3.*challenge.isic-archive.com", download, "skin7", error=GONE)
+    files[zipped_images] = images
+    refused(f"{third} needs the columns image_test.*removed; run it again", download, "skin7")
+    assert not (root / "folds.csv").exists() and (root / f"{TASK}_Input").exists()
+    files[third], server.asked = good, []
+    for _ in range(2):  # what was there is not fetched again, only the folds are
+        assert download("skin7") == root and len(server.asked) == 5
+        assert "CC BY-NC 4.0" in capsys.readouterr().out
+    assert dataset_digest("skin7", "paper", 2, 24) == before
+    assert not list(root.glob("*.zip")) and not list(root.glob("split_data*"))
+
+
+def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, monkeypatch):
+    sets.mnist(tmp_path / "made")
+    for file in (tmp_path / "made" / "mnist" / "MNIST" / "raw").iterdir():
+        server.files[f"{file.name}.gz"] = gzip.compress(file.read_bytes())
+    at_home(monkeypatch, "mnist", server)
+    known = [(Path(r["name"]).name, r["checksum"].removeprefix("md5:")) for r in CATALOG["mnist"].remotes]
+    monkeypatch.setattr("torchvision.datasets.MNIST.resources", known)
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])  # none of its own
+    download("mnist")
+    found = load_dataset("mnist", "paper", 1, 16)
+    assert (len(found.train), len(found.test)) == (50, 20)
+    for archive in data.rglob("*.gz"):
+        archive.unlink()  # not needed any more, nor fetched again
+    assert download("mnist") == data / "mnist" and len(server.asked) == 4
+
+
+def test_medmnist_is_downloaded_by_the_addresses_of_its_package(data, tmp_path, server, monkeypatch):
+    sets.medmnist(tmp_path)
+    server.files["bloodmnist_64.npz"] = body = (tmp_path / "medmnist" / "bloodmnist_64.npz").read_bytes()
+    about = {"url_64": f"{server.url}/bloodmnist_64.npz", "MD5_64": hashlib.md5(body).hexdigest()}
+    monkeypatch.setitem(medmnist.INFO, "bloodmnist", medmnist.INFO["bloodmnist"] | about)
+    download("medmnist:bloodmnist@64")
+    assert len(load_dataset("medmnist:bloodmnist@64", "paper", 1, 16).test) == 24
+
+
+@pytest.mark.parametrize(("lines", "said"), [
+    (None, "pip install kaggle"),
+    ("sys.exit('403 - Forbidden - You must accept')", "403 - Forbidden.*accept the competition's rules.*rsna-pneum"),
+    ("print('nothing')", "no archive came"),
+    ("shutil.copy({archive!r}, out + '/rsna-pneumonia-detection-challenge.zip')", None),
+])  # fmt: skip
+def test_pneumonia_comes_through_kaggles_client(data, tmp_path, monkeypatch, lines, said):
+    sets.pneumonia(tmp_path)
+    archive = shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "pneumonia")
+    code = "import shutil, sys\nassert 'competitions' in sys.argv\nout = sys.argv[sys.argv.index('-p') + 1]\n"
+    client = tmp_path / "kaggle"
+    client.write_text(f"#!{sys.executable}\n{code}{lines}".format(archive=archive))
+    client.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: str(client) if lines else None)
+    if said:
+        refused(said, download, "pneumonia", error=ValueError)
+        return
+    for _ in range(2):
+        assert download("pneumonia") == data / "pneumonia"
+        client.unlink(missing_ok=True)  # what is there is not fetched again
+    assert len(load_dataset("pneumonia", "grouped", 1, 16).test) == 6 and not list(data.glob("*/*.zip"))
+
+
+# Zips
+
+
+def zipped(*members):
+    """The bytes of a zip of (name, contents, kind of file)."""
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for name, contents, *kind in members:
+            info = zipfile.ZipInfo("y")
+            info.filename, info.external_attr = name, (kind[0] | 0o777) << 16 if kind else 0
+            archive.writestr(info, contents)
+    return file.getvalue()
+
+
+def test_unpack_and_once_more(tmp_path):
+    names, folder = ["images/Größe ü 1.png", "images/deep er/b.txt", "top.csv"], tmp_path / "to"
+    (tmp_path / "set.zip").write_bytes(zipped(("images/", b""), *((name, name.encode()) for name in names)))
+    (folder / ".set.zip.unpacking" / "old").mkdir(parents=True)  # of a process that was killed
+    (folder / "top.csv").write_bytes(b"mine")
+    for _ in range(2):
+        module.unpack(tmp_path / "set.zip", folder)
+        assert left(folder) == ["images", "top.csv"] and (folder / "top.csv").read_bytes() == b"mine"
+        assert all((folder / name).read_bytes() == name.encode() for name in names[:2])
+
+
+OUTSIDE = ["../x", "/x", "a/../../x", "C:\\x", "C:x", "..\\x", "a\\x"]
+WHOLE = zipped(("a/good", b"1"), ("a/bad", BODY))
+FLIPPED, LOCKED = bytearray(WHOLE), bytearray(WHOLE)
+FLIPPED[len(WHOLE) // 2] ^= 1
+LOCKED[WHOLE.index(b"PK\1\2") + 8] |= 1
+ZIPS = {name: zipped(("good", b"1"), (name, b"/etc/passwd", stat.S_IFREG)) for name in OUTSIDE}
+ZIPS |= {"link": zipped(("l", b"/etc/passwd", stat.S_IFLNK)), "pipe": zipped(("p", b"", stat.S_IFIFO))}
+ZIPS |= {"cut": WHOLE[:-30], "half": WHOLE[: len(WHOLE) // 2], "page": b"<html>", "nothing": b""}
+ZIPS |= {"flipped": FLIPPED, "encrypted": LOCKED, "a full disk": WHOLE}
+NOT_INSIDE = "set.zip, member .*its path is not inside the folder, or it is a link"
+SAID = dict.fromkeys([*OUTSIDE, "link", "pipe"], NOT_INSIDE)
+SAID |= {"a full disk": "set.zip: no room to unpack it in .*No space left.*make room"}
+
+
+@pytest.mark.parametrize("case", ZIPS)
+def test_harmful_and_broken_zips_leave_nothing(tmp_path, monkeypatch, case):
+    (tmp_path / "set.zip").write_bytes(ZIPS[case])
+    if case == "a full disk":
+        monkeypatch.setattr(zipfile.ZipFile, "extractall", refusing(28))
+    said = SAID.get(case, "set.zip is broken .*remove the archive and get it again")
+    refused(said, module.unpack, tmp_path / "set.zip", tmp_path / "to")
+    assert left(tmp_path / "to") == [] and left(tmp_path) in (["set.zip"], ["set.zip", "to"])
