@@ -15,8 +15,8 @@ def class_recalls(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -
 def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int, smallest: int) -> dict[str, float]:
     """The paper's three measures, in per cent, of integer labels (N,) and predictions (N,).
 
-    `acc` is the accuracy, `mcr` the mean recall of the classes present, `rs` the recall of the class
-    `smallest`, which has the fewest images in the set. ValueError if the shapes differ or there is no image.
+    `acc` is the accuracy, `mcr` the mean recall of the classes present, `rs` the recall of the class `smallest` (of the
+    set's fewest images). ValueError if the shapes differ or there is no image.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim != 1 or len(labels) == 0:
@@ -71,16 +71,6 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval: the central `level` of a bootstrap distribution."""
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval for the mean of independent runs; NaN for fewer than two runs."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    from scipy import stats
-
-    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)  # 0 where all runs are alike
-    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def epochs_to_accuracy(history: list[dict], level: float) -> int:

@@ -102,12 +102,8 @@ def nearest_neighbors(
     Returns
     -------
     distances, indices : Tensor, float32 or float64, and int64, (Q, k)
-        Ascending distances, and rows of the gallery; equal distances keep the order of the rows.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit, a feature is not finite, or the gallery holds fewer than k rows.
+        Ascending distances, and rows of the gallery; equal distances keep the order of the rows. ValueError if the
+        shapes do not fit, a feature is not finite, or the gallery holds fewer than k rows.
     """
     shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
@@ -145,10 +141,8 @@ def majority_vote(labels: Tensor, distances: Tensor, n_classes: int) -> Tensor:
     """The class most frequent among a query's neighbours: int64 (Q,); a tie goes to the nearest tied neighbour.
 
     Where tied neighbours are equally far, the earlier column decides (the earlier gallery row, after
-    `nearest_neighbors`). The paper does not say how ties are broken; scikit-learn takes the smallest label.
-
-    `labels` are integer (Q, K_p), `distances` floating point (Q, K_p), in any order. ValueError if the shapes
-    differ, there is no neighbour, or a label is outside 0..n_classes − 1.
+    `nearest_neighbors`). The paper does not say how ties are broken; scikit-learn takes the smallest label. `labels`
+    (Q, K_p) and `distances` (Q, K_p) may be in any order; ValueError if they do not fit each other or `n_classes`.
     """
     if labels.shape != distances.shape or labels.ndim != 2 or labels.shape[1] < 1:
         shapes = f"{tuple(labels.shape)} and {tuple(distances.shape)}"

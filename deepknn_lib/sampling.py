@@ -25,12 +25,8 @@ class BatchSampler:
     min_per_class : int
         K + 1, so that an anchor finds K positives. A class with fewer images gives some of them twice.
     classes_per_batch : int, optional
-        Classes in one batch (SD-198: 9). Default: as many as fit at `min_per_class` each.
-
-    Raises
-    ------
-    ValueError
-        If there are no labels, the mode is unknown or the batch is too small for two classes.
+        Classes in one batch (SD-198: 9). Default: as many as fit at `min_per_class` each. ValueError if a batch is too
+        small for two classes, as it is for no labels and an unknown mode.
     """
 
     def __init__(self, labels, batch_size, mode="proportional", min_per_class=6, classes_per_batch=None):

@@ -82,7 +82,6 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
     inputs : Tensor or array-like
         Images, uint8 (N, C, H, W), cropped and flipped at random; or feature vectors, float32 (N, n), as they are.
     labels : Tensor, int64, (N,)
-    config : TrainingConfig
     checkpoint : Path, optional
         File for the state after an epoch. If it exists, training resumes there, and on a CPU ends with the
         same weights as if it had never stopped.
@@ -94,14 +93,8 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
     list of dict
         One row an epoch: `loss`, `active` share of triplets (see `criteria`) and `mean_pairwise_distance` of a
         batch's features are means over batches; `train_acc` is leave-one-out kNN on the training set, K_p = 5, per
-        cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring `train_acc`.
-
-    Raises
-    ------
-    ValueError
-        If the batches cannot be drawn, or the checkpoint is damaged or of another training.
-    FloatingPointError
-        If the loss is no longer finite.
+        cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring `train_acc`. ValueError if the
+        batches cannot be drawn or the checkpoint is of another training, FloatingPointError if the loss diverges.
     """
     device = network.device
     if inputs.ndim == 4:

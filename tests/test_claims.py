@@ -292,3 +292,10 @@ def test_a_row_to_read_holds_the_papers_scores_and_ours_apart_and_other_settings
         shown = claims.readable_cells(side, table)
         assert len(shown) == len(lines) + extra and shown.notna().all(axis=None)
         assert ("backbone" in shown) == (table in ("2", "4")) and ("K, M" in shown) == (table == "S3")
+
+
+def test_students_interval_by_hand():
+    half = 4.3027 / np.sqrt(3)  # t = 4.3027 with two degrees of freedom
+    assert claims.t_interval([1.0, 2.0, 3.0]) == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    assert claims.t_interval([2.0, 2.0]) == (2, 2)
+    assert np.isnan(claims.t_interval([1.0])).all() and np.isnan(claims.t_interval([])).all()

@@ -140,7 +140,7 @@ def _row(needed: dict, pairs: pd.DataFrame) -> dict:
         [(r.arrays[f"{part}_features"], r.arrays[f"{part}_labels"]) for r in rs] for rs in (ours, rival)
     ]
     own, other = ([metrics.compactness(*pair)["ratio"] for pair in of] for of in arrays)
-    low, high = metrics.t_interval(np.subtract(other, own), LEVEL)
+    low, high = t_interval(np.subtract(other, own), LEVEL)
     return row | {"value": np.mean(other) - np.mean(own), "low": low, "high": high}
 
 
@@ -155,11 +155,21 @@ def _epochs(pairs: pd.DataFrame) -> dict:
     first, last = ([*map(metrics.epochs_to_accuracy, histories[side], goals)] for side in histories)
     logs = np.log(np.divide(first, last))
     never = sum(np.array(last) > histories["result_rival"].map(len))
-    low, high = np.exp(metrics.t_interval(logs, LEVEL)) * (not never, 1)
+    low, high = np.exp(t_interval(logs, LEVEL)) * (not never, 1)
     levels = goals.groupby(pairs["setting"], sort=False).first()
     where = f"{'; '.join(levels.index)}, to {', '.join(map(str, levels))} %"
     where += f", never by {never} of {len(last)} triplet runs: last epoch + 1" * bool(never)
     return {"setting": where, "value": np.exp(logs.mean()), "low": low, "high": high, "test_images": np.nan}
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval for the mean of independent runs; NaN for fewer than two runs."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    from scipy import stats
+
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values)  # 0 where all runs are alike
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
