@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network, extract_features
-from deepknn_lib.study import experiments, results
+from deepknn_lib.study import claims, experiments, results
 from deepknn_lib.study.runs import METHODS, grid, make_run
 
 COMPARED = ("deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
@@ -93,6 +93,14 @@ def test_deep_knn_from_cross_entropy_starts_with_its_backbone_alone(made, monkey
     assert not [name for name in seen[0] if name.startswith("classifier.")]  # dropped, as in the paper
     trained = load_file(experiments.folder_of(run) / "model.safetensors")
     assert not torch.equal(trained["backbone.conv1.0.weight"], base["backbone.conv1.0.weight"])
+
+
+def test_executed_runs_give_evidence_for_the_claims(made):
+    found = made[1]
+    evidence = claims.evidence(found.values())
+    gap = results.paired([found["deep-knn"]], [found["ce-knn"]], 5, 5).set_index("score")
+    mine = evidence[(evidence["claim"] == "C7") & (evidence["measure"] == "Acc")]
+    assert mine["value"].tolist() == pytest.approx([gap.loc["Acc", "difference"]])
 
 
 @pytest.mark.parametrize("what", ["pixels", "another folder", "groups", "weights"])

@@ -111,9 +111,8 @@ def _against_pretrained(runs: pd.DataFrame) -> pd.DataFrame:
 def _rows(needed: dict, pairs: pd.DataFrame) -> list[dict]:
     """The rows of evidence for a row of the rule, one a setting."""
     places = [pairs["dataset"], pairs["split"], pairs["setting"]]
-    if (
-        needed["claim"] == "C5"
-    ):  # There is one number a run. Settings in which both methods learnt are pooled.
+    if needed["claim"] == "C5":
+        # There is one number a run. Settings in which both methods learnt are pooled.
         dead = ~pairs[_SIDES].map(lambda result: result.learnt).all(axis=1)
         places[2] = places[2].where(dead.groupby(places).transform("any"), "")
     return [_row(needed, part) for _, part in pairs.groupby(places, sort=False)]
@@ -133,7 +132,11 @@ def _row(needed: dict, pairs: pd.DataFrame) -> dict:
     if measure == "epochs ratio":
         return row | _epochs(pairs)
     if measure in SCORES.values():
-        gaps = paired(ours, rival, needed["k_method"], needed["k_rival"], LEVEL).set_index("score")
+        votes = (
+            int(needed["k_method"]),
+            int(needed["k_rival"]),
+        )  # not whole in the table, where some are missing
+        gaps = paired(ours, rival, *votes, LEVEL).set_index("score")
         return row | gaps.rename(columns={"difference": "value"}).loc[measure].to_dict()
     part = measure.removeprefix("ratio, ")
     arrays = [
