@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -164,6 +165,18 @@ def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch,
     )
     other = experiments.execute(replace(run, seed=76), "cpu")  # other weights are drawn
     assert not np.allclose(other.arrays["test_features"], first.arrays["test_features"], atol=1e-3)
+
+
+def test_a_collapsed_run_says_so_to_whoever_follows_it_and_not_in_a_cell(monkeypatch, tmp_path, recwarn):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    monkeypatch.setenv("DEEPKNN_PROGRESS", str(tmp_path / "progress"))
+    said = "the embedding collapsed"
+    monkeypatch.setattr(experiments, "fit", lambda *_, **__: warnings.warn(said, stacklevel=1) or [])
+    run = make_run("digits", "deep-knn", "smoke")
+    experiments.execute(run, "cpu")
+    events = [json.loads(line) for line in (tmp_path / "progress").read_text(encoding="utf-8").splitlines()]
+    assert {"event": "warning", "text": f"{run.label}: the embedding collapsed"} in events
+    assert not [one for one in recwarn if "collapsed" in str(one.message)]
 
 
 def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, tmp_path):

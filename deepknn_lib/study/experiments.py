@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -207,7 +208,10 @@ def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str
     torch.backends.cudnn.benchmark = True  # all batches have one shape
     checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
     execute_one = _on_features if METHODS[run.method].on_features else _on_images
-    arrays, history, state, about = execute_one(run, base, checkpoint, where)
+    with warnings.catch_warnings(record=True) as said:  # a worker's would end in the cell of a notebook
+        arrays, history, state, about = execute_one(run, base, checkpoint, where)
+    for text in dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning)):
+        report(event="warning", text=f"{run.label}: {text}")
     record = {"run": asdict(run), "data": data, "collapsed": collapsed(history, run.config)} | about
     threads = f"cpu ({torch.get_num_threads()} threads a run)"
     record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
@@ -319,6 +323,8 @@ def report(**event: str) -> None:
     if path:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
+    elif event["event"] == "warning":
+        print(f"\nwarning: {event['text']}", file=sys.stderr)
     elif event["event"] == "epoch" and sys.stderr.isatty():
         print(f"\r\033[K{event['text']}", end="", file=sys.stderr, flush=True)
 

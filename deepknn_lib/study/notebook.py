@@ -2,7 +2,6 @@
 
 import os
 import random
-import warnings
 from collections import namedtuple
 
 import numpy as np
@@ -32,7 +31,6 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
         raise ValueError(f"seeds are whole numbers with commas between, like '0,1,2'; got {seeds!r}")
     chosen = tuple(map(int, seeds.split(","))) if seeds else tuple(PROFILES[profile]["seeds"])
     # This warning of tqdm would print folders of this machine.
-    warnings.filterwarnings("ignore", message="IProgress not found")
     figures.use_style()
     random.seed(0)
     np.random.seed(0)

@@ -121,10 +121,10 @@ def _mark(path: Path, parameters: dict[str, str]) -> str:
 
 
 def _tell(events: TextIO) -> None:
-    """Print the epoch lines that the library appends to the file `events`, until the file is gone."""
+    """Print the epochs and warnings that the library appends to the file `events`, until the file is gone."""
     while os.path.exists(events.name):
         for event in map(json.loads, events):
-            if event["event"] == "epoch":
+            if "text" in event:
                 print(f"    {event['text']}", flush=True)
         time.sleep(0.5)
 
