@@ -139,8 +139,10 @@ def lmnn_parts(z: Tensor, labels: Tensor, near: Neighbors, mu: float, chunk: int
     """
     norms = z.square().sum(1)
     for i in torch.arange(len(z)).split(chunk):
-        pull = (z[i, None] - z[near.positive[i]]).square().sum(2)
-        to_all = norms[i, None] + norms - 2 * z[i] @ z.T
+        # `index_select` has a gradient that several threads add up in one order; that of z[...] has not.
+        positives = z.index_select(0, near.positive[i].flatten()).view(len(i), -1, z.shape[1])
+        pull = (z.index_select(0, i)[:, None] - positives).square().sum(2)
+        to_all = norms.index_select(0, i)[:, None] + norms - 2 * z.index_select(0, i) @ z.T
         to_others = to_all.masked_fill(labels[i, None] == labels, torch.inf)
         push = (1 + pull[:, :, None] - to_others[:, None]).relu().sum(2)
         yield (((1 - mu) * pull + mu * push) * near.positive_valid[i]).sum()

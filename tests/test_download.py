@@ -201,7 +201,7 @@ def test_pneumonia_comes_through_kaggles_client(data, tmp_path, monkeypatch, lin
     archive = shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path / "pneumonia")
     code = "import shutil, sys\nassert 'competitions' in sys.argv\nout = sys.argv[sys.argv.index('-p') + 1]\n"
     client = tmp_path / "kaggle"
-    client.write_text(f"#!{sys.executable}\n{code}{lines}".format(archive=archive))
+    client.write_text(f"#!/usr/bin/env python3\n{code}{lines}".format(archive=archive))
     client.chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda *_, **__: str(client) if lines else None)
     if said:
