@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import stat
-import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
