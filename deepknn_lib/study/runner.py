@@ -31,7 +31,7 @@ SYNTHETIC = "**Synthetic data.** A program drew these images: the numbers show t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a run on `parser`."""
     add, profile = parser.add_argument, os.environ.get("DEEPKNN_PROFILE") or "demo"
-    told = "smoke: a test; demo: two CPU cores; finetune: a pretrained network; paper: as published, GPU"
+    told = "smoke: a test; demo: two CPU cores; finetune: pretrained; paper: its network and size, GPU"
     add("--profile", choices=PROFILES, default=profile, help=f"{told} (default: DEEPKNN_PROFILE, else demo)")
     told = "lesions (embedded, synthetic; the default), skin7, or folder:PATH to class folders"
     add("--dataset", default="lesions", metavar="NAME", help=told)
