@@ -91,6 +91,28 @@ def test_skin7_without_its_folds_or_with_other_groups_is_told_so(data, monkeypat
     assert "groups across the split: grouped" in set(checks["check"])
 
 
+@pytest.mark.parametrize("columns", [("image", "part"), ("image_id", "split")])
+def test_skin7_with_the_leak_free_parts_of_dermamnist_c(data, columns):
+    root = sets.skin7(data)
+    refused("download skin7.*grouped", load_dataset, "skin7", "dermamnist-c", 1, 24, error=FileNotFoundError)
+    parts = pd.DataFrame(
+        [(SKIN7[i][0], part) for i, part in enumerate(["test", "val", "val"])], columns=columns
+    )
+    parts.to_csv(root / "dermamnist_c.csv", index=False)
+    found = load_dataset("skin7", "dermamnist-c", 1, 24)
+    assert found.test.ids.tolist() == [SKIN7[0][0]] and len(found.train) == len(SKIN7) - 3
+    assert not {row[0] for row in SKIN7[:3]} & set(found.train.ids)
+    refused("fold 1, not 2", load_dataset, "skin7", "dermamnist-c", 2, 24)
+    refused("split is one of", load_dataset, "lesions", "dermamnist-c", 1, 24)
+    for wrong in (
+        parts.replace("val", "dev"),
+        pd.concat([parts, parts]),
+        parts.replace(SKIN7[0][0], "ISIC_9"),
+    ):
+        wrong.to_csv(root / "dermamnist_c.csv", index=False)
+        refused("dermamnist_c.csv", load_dataset, "skin7", "dermamnist-c", 1, 24)
+
+
 def test_class_folders_with_and_without_patients(data, tmp_path):
     name, other = (f"folder:{class_folders(tmp_path / i / 'x', groups=i == 'b')}" for i in ("a b", "b"))
     plain, grouped = load_dataset(name, "paper", 1, 16), load_dataset(other, "grouped", 1, 16)

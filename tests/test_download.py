@@ -149,6 +149,8 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
     for fold in range(1, 6):
         lines = [f"{name}.jpg,{ORDER.index(dx.upper())}" for name, dx, _, of in SKIN7 if of == fold]
         files[f"split_data_{fold}_fold_test.csv"] = "\n".join(["image_test,label", *lines, ""]).encode()
+    parts = Path(CATALOG["skin7"].remotes[7]["url"]).name
+    files[parts] = f"image_id,split\n{SKIN7[0][0]},test\n".encode()
     shutil.rmtree(data)
     at_home(monkeypatch, "skin7", server)
     good, images, files[third] = files[third], files.pop(zipped_images), b"<html>rate limit"
@@ -161,6 +163,7 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
         assert download("skin7") == root and len(server.asked) == 5
         assert "CC BY-NC 4.0" in capsys.readouterr().out
     assert dataset_digest("skin7", "paper", 2, 24) == before
+    assert len(load_dataset("skin7", "dermamnist-c", 1, 24).test) == 1
     assert not list(root.glob("*.zip")) and not list(root.glob("split_data*"))
 
 

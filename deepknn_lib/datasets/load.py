@@ -16,10 +16,19 @@ import numpy as np
 import pandas as pd
 
 from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
-from deepknn_lib.datasets.readers import CATALOG, PUBLISHED_FOLDS, READERS, Index, folds_file, medmnist_info
+from deepknn_lib.datasets.readers import (
+    CATALOG,
+    PUBLISHED_FOLDS,
+    READERS,
+    Index,
+    dermamnist_c,
+    folds_file,
+    medmnist_info,
+)
 from deepknn_lib.storage import data_dir, digest, whole_file
 
 SPLITS, N_FOLDS = ("paper", "grouped"), 5
+OTHER_SPLITS = {"skin7": {"dermamnist-c": dermamnist_c}}  # ready-made parts that one set has besides
 SEED = 2020  # of the folds we draw ourselves
 MANY = 5000  # images; StratifiedGroupKFold takes long over as many groups, and they need none of it when all differ
 
@@ -48,10 +57,11 @@ def load_dataset(
     ----------
     name : str
         A key of `CATALOG`; `folder:<path>` takes anyone's class folders, `medmnist:<flag>@<size>` a set of MedMNIST+.
-    split : {"paper", "grouped"}
+    split : {"paper", "grouped", "dermamnist-c"}
         `paper`: five folds of images (for `skin7` the authors', from a file), or the ready-made parts (`mnist`,
         `stl10`, `medmnist`, a folder with `train/` and `test/`, SD-198's own split files). `grouped`: five folds of
-        lesions or patients, so that no group is in both parts.
+        lesions or patients, so that no group is in both parts. `dermamnist-c`: skin7's leak-free parts of Abhishek
+        et al. (2025), fold 1; its validation images are in neither part.
     fold : int
         1..5, the fold to test on; the other four are for training. Ready-made parts are fold 1.
     image_size : int
@@ -76,13 +86,13 @@ def load_dataset(
     info |= {"title": index.title or entry.title, "grouped": index.is_grouped}
     if len(index.class_names) < entry.n_classes:
         info["title"] += f", {len(index.class_names)} of its {entry.n_classes} classes"
-    train, test = everything.take(folds != fold), everything.take(folds == fold)
+    train, test = everything.take((folds != fold) & (folds >= 0)), everything.take(folds == fold)
     return Dataset(name, train, test, index.class_names, info)
 
 
 def validation_part(data: Dataset) -> Dataset:
     """A fifth of the training part as test part, by group if the data are split so; the real test part is left out."""
-    train, grouped = data.train, data.info["split"] == "grouped"
+    train, grouped = data.train, data.info["split"] != "paper"
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
     return replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
 
@@ -101,9 +111,9 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
 
 def _checked(name: str, split: str, fold: int, size: int, interpolation: str) -> Index:
     """The index of a set that has no problem; ValueError for one that has, or an argument that cannot be meant."""
-    entry_of(name)
-    if split not in SPLITS or fold not in range(1, N_FOLDS + 1):
-        raise ValueError(f"split is one of {SPLITS} and fold one of 1..{N_FOLDS}, got {split!r} and {fold!r}")
+    known = (*SPLITS, *OTHER_SPLITS.get(entry_of(name)[1], ()))
+    if split not in known or fold not in range(1, N_FOLDS + 1):
+        raise ValueError(f"split is one of {known} and fold one of 1..{N_FOLDS}, got {split!r} and {fold!r}")
     if size < 16 or interpolation not in INTERPOLATIONS:
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
@@ -162,13 +172,17 @@ def index_of(name: str) -> Index:
 
 
 def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
-    """The fold in which each image is tested, int64 (N,), 1..5; 0 for images that a ready-made split never tests.
+    """The fold in which each image is tested, int64 (N,), 1..5; 0 for never, -1 for neither tested nor trained on.
 
     ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
     """
     if split == "grouped":
         by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
         return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
+    if split not in SPLITS:
+        if fold != 1:
+            raise ValueError(f"the split {split} has one test part, fold 1, not {fold}")
+        return OTHER_SPLITS[name][split](place(name), index)
     published = PUBLISHED_FOLDS.get(entry_of(name)[1])
     folds = published(place(name), index, fold) if published else None
     if folds is None and index.parts is not None:
@@ -222,7 +236,7 @@ def file_name(name: str) -> str:
 
 def write_folds(name: str, index: Index, split: str, fold: int, folds: np.ndarray) -> None:
     """The split as a CSV, `image,group,class,test_fold`, written anew only if it changed."""
-    ready_made = f"-{fold}" if (folds == 0).any() else ""
+    ready_made = f"-{fold}" if (folds < 1).any() else ""
     path = data_dir() / "splits" / f"{file_name(name)}-{split}{ready_made}.csv"
     kinds = np.array(index.class_names)[index.labels]
     rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})

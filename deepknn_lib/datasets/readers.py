@@ -134,6 +134,27 @@ def skin7_folds(root: Path, index: Index, _: int) -> np.ndarray:
     return found.to_numpy(np.int64)
 
 
+def dermamnist_c(root: Path, index: Index) -> np.ndarray:
+    """The leak-free parts of Abhishek et al. (2025): 1 for their test images, 0 for train, -1 for validation."""
+    path = root / "dermamnist_c.csv"
+    if not path.is_file():
+        how = "get them with `python -m deepknn_lib download skin7` (see data/README.md), or use split='grouped'"
+        raise FileNotFoundError(f"skin7's split dermamnist-c needs its parts: {how}; there is no {path}")
+    rows = table(path)
+    image, part = (
+        next((n for n in names if n in rows), None) for names in (("image", "image_id"), ("part", "split"))
+    )
+    codes = {"train": 0, "val": -1, "test": 1}
+    if not (image and part) or rows[image].duplicated().any() or not rows[part].isin(list(codes)).all():
+        raise ValueError(
+            f"{path} needs an image (or image_id) once a row, and a part (or split): {', '.join(codes)}"
+        )
+    found = rows.set_index(image)[part].map(codes).reindex(index.ids)
+    if unknown := set(rows[image]) - set(index.ids):
+        raise ValueError(f"{path} names {len(unknown)} images that are not in this set; is it this set's?")
+    return found.fillna(0).to_numpy(np.int64)  # who is not in the file is in train
+
+
 def pneumonia(root: Path, _: str) -> Index:
     """The RSNA Pneumonia Detection Challenge as Kaggle's archive unpacks; one image a patient, who is the group."""
     layout = CATALOG["pneumonia"].layouts["kaggle"]
