@@ -28,8 +28,11 @@ class Network(nn.Module):
     `normalize` says what is done to the features. `none`: nothing; a triplet loss can then be solved by shrinking
     them. `l2`: length 1, so that all distances lie in 0..2. `batch-l2`: batch normalisation without scale and shift,
     then length 1: every dimension keeps its spread in the batch, so that no loss can draw all images to one point.
-    `mean` and `std` are those of the pixels, in 0..1, that the backbone was trained with.
+    `mean` and `std` are those of the pixels, in 0..1, that the backbone was trained with. `precision` is that of the
+    backbone: `float32`, or `bf16` where the device has it (see `has_bf16`); the features are float32 in any case.
     """
+
+    precision = "float32"
 
     def __init__(
         self, backbone, n_features, n_classes=None, normalize="none", mean=(0.5,) * 3, std=(0.5,) * 3
@@ -50,13 +53,16 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 (B, D) of normalised images (B, 3, H, W)."""
-        features = self.spread(self.backbone(images).float())
+        half = self.precision == "bf16" and has_bf16(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            features = self.backbone(images)
+        features = self.spread(features.float())
         return features if self.normalize == "none" else nn.functional.normalize(features, dim=1)
 
 
-def autocast(device: torch.device):
-    """Bfloat16 on a GPU, float32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU or the processor has bfloat16 units; without them it would be slower than float32."""
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
 def rows_of(inputs, index: Tensor, device: torch.device) -> Tensor:
@@ -75,8 +81,7 @@ def extract_features(network: Network, inputs, batch_size: int = 256) -> Tensor:
         rows = rows_of(inputs, index, network.device)
         if rows.ndim == 4:
             rows = normalize(center_crop(rows, crop_size(rows.shape[-1])), network.mean, network.std)
-        with autocast(network.device):
-            parts.append(network(rows).float())
+        parts.append(network(rows))
     return torch.cat(parts)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deepknn_lib.augment import crop_size, normalize, random_crop_flip
 from deepknn_lib.criteria import LOSSES, TRIPLETS, collapsed, criterion_of
-from deepknn_lib.models import Network, autocast, extract_features, rows_of
+from deepknn_lib.models import Network, extract_features, rows_of
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors, pairwise_distances
 from deepknn_lib.sampling import BatchSampler
 from deepknn_lib.storage import digest, load_state, save_state
@@ -31,7 +31,8 @@ class TrainingConfig:
     With `search_every` the deep kNN loss takes its neighbours from the whole training set, searched again after so many
     steps; a batch then is `batch_size` // (1 + K + M) anchors with their neighbours, so that a step costs the same.
     `sampling`, `classes_per_batch`: see `sampling.BatchSampler`. The learning rate `lr` of SGD rises over `warmup`
-    epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of batches and crops.
+    epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of batches and crops. `precision` is that of
+    the backbone, `float32` or `bf16` (where the device has it).
     """
 
     loss: str = "deep-knn"
@@ -49,8 +50,11 @@ class TrainingConfig:
     warmup: int = 0
     lr_decay_every: int = 20
     seed: int = 0
+    precision: str = "float32"
 
     def __post_init__(self):
+        if self.precision not in ("float32", "bf16"):
+            raise ValueError(f"unknown precision {self.precision!r}; choose float32 or bf16")
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
         if (self.soft and self.loss not in TRIPLETS) or (self.search_every and self.loss != "deep-knn"):
@@ -96,7 +100,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring `train_acc`. ValueError if the
         batches cannot be drawn or the checkpoint is of another training, FloatingPointError if the loss diverges.
     """
-    device = network.device
+    device, network.precision = network.device, config.precision
     if inputs.ndim == 4:
         network.to(memory_format=torch.channels_last)
     criterion = criterion_of(config, network, inputs, labels)
@@ -134,10 +138,9 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
             if rows.ndim == 4:
                 rows = random_crop_flip(rows, crop_size(rows.shape[-1]), generator)
                 rows = normalize(rows, network.mean, network.std)
-            with autocast(device):
-                features = network(rows)
-                logits = network.classifier(features).float() if network.classifier else None
-            loss, active = criterion(features.float(), labels[index.to(device)], logits)
+            features = network(rows)
+            logits = network.classifier(features) if network.classifier else None
+            loss, active = criterion(features, labels[index.to(device)], logits)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -27,7 +27,7 @@ def test_the_key_ignores_only_what_does_not_change_the_training():
         "dataset": "skin7", "split": "grouped", "fold": 2, "backbone": "resnet18", "weights": "imagenet",
         "image_size": 64, "seed": 1, "k": 3, "m": 3, "margin": 0.3, "normalize": "l2", "epochs": 3, "batch_size": 32,
         "sampling": "random", "classes_per_batch": 4, "lr": 0.5, "lr_decay_every": 7, "evaluate_on": "validation",
-        "warmup": 1, "search_every": 9,
+        "warmup": 1, "search_every": 9, "precision": "bf16",
     }  # fmt: skip
     assert set(other) == {f.name for f in fields(Run)} - {
         "method",

@@ -113,8 +113,8 @@ def execute(run: Run, device: str = "auto") -> Result:
     return execute_all([run], device)[0]
 
 
-def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
-    """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each.
+def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = None) -> list[Result]:
+    """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each; or `jobs` at once.
 
     Each distinct training is done once, and one that was begun is resumed. The results are in the order of `runs`.
 
@@ -135,10 +135,11 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
     for run in {run.key: run for run in runs if run not in new}.values():
         report(event="run", status="cached", label=run.label)
     waves = [list(wave.values()) for wave in (bases, others) if wave]  # what others start from comes first
-    workers = min(os.cpu_count() or 1, max(map(len, waves), default=1))
+    jobs = jobs or (1 if where.type == "cuda" else os.cpu_count() or 1)
+    workers = min(jobs, max(map(len, waves), default=1))
     quiet = "DEEPKNN_PROGRESS" in os.environ or not new
     with tqdm(total=len(bases) + len(others), desc="training", unit="run", disable=quiet) as bar:
-        if where.type == "cuda" or workers == 1:
+        if workers == 1:
             todo = bases | others
             for run in (todo.pop(key, None) for one in new for key in (one.base and one.base.key, one.key)):
                 if run:  # in the order asked for: a base when the first run needs it
@@ -147,7 +148,7 @@ def execute_all(runs: Iterable[Run], device: str = "auto") -> list[Result]:
         else:
             parallel = Parallel(workers, "loky", return_as="generator_unordered", batch_size=1)
             for wave in waves:
-                for _ in parallel(delayed(_in_worker)(run, *_folders(run), os.getpid()) for run in wave):
+                for _ in parallel(delayed(_in_worker)(run, *_folders(run), device, os.getpid()) for run in wave):
                     bar.update()
     return [load(run) for run in runs]
 
@@ -192,12 +193,12 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_worker(run: Run, folder: Path, base: Path | None, data: str, parent: int) -> None:
+def _in_worker(run: Run, folder: Path, base: Path | None, data: str, device: str, parent: int) -> None:
     """Execute a run in a process of its own, on one core."""
     _end_with(parent)
     torch.set_num_threads(1)
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
-    _carry_out(run, folder, base, data, "cpu")
+    _carry_out(run, folder, base, data, device)
 
 
 def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str) -> None:

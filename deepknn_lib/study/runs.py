@@ -142,6 +142,8 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
     if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
         settings = {"normalize": "none"} | settings
+    if kind.on_features:
+        settings["precision"] = "float32"
     if kind.loss == "weighted-ce":  # its batches need no positives
         settings |= {"sampling": "random", "classes_per_batch": None}
     if method == "deep-knn-global":
