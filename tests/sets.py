@@ -10,10 +10,11 @@ import pydicom
 import pytest
 from PIL import Image
 
-from deepknn_lib.datasets.readers import PNEUMONIA_CLASSES
+from deepknn_lib.datasets import CATALOG
 from deepknn_lib.datasets.synthetic import CLASS_NAMES
 
 TASK = "ISIC2018_Task3_Training"
+PNEUMONIA_CLASSES = tuple(CATALOG["pneumonia"].counts)
 ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official columns
 # of each image its id, class, lesion and fold
 SKIN7 = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7], f"HAM_{n % 7}_{n // 14}", n // 7 % 5 + 1) for n in range(70)]
@@ -34,15 +35,26 @@ def refused(said, call, *args, error=(ValueError, OSError)):
     return str(caught.value)
 
 
-def skin7(data):
-    """The official layout: 70 images of 35 lesions, two views of each; the colour tells which image it is."""
-    root, rows = data / "skin7", pd.DataFrame(SKIN7, columns=["image", "dx", "lesion_id", "test_fold"])
+def challenge(root, task, rows):
+    """Images and one-hot classes as a part of the challenge has them; the colour tells which image it is."""
     for part in ("Input", "GroundTruth"):
-        (root / f"{TASK}_{part}").mkdir(parents=True)
-    for n, (name, *_) in enumerate(SKIN7):
-        Image.new("RGB", (60, 45), (n, 3 * n, 255 - n)).save(root / f"{TASK}_Input" / f"{name}.jpg")
+        (root / f"{task}_{part}").mkdir(parents=True)
+    for name, n in zip(rows["image"], rows["image"].str[5:].astype(int), strict=True):
+        Image.new("RGB", (60, 45), (n, 2 * n, 255 - n)).save(root / f"{task}_Input" / f"{name}.jpg")
     truth = rows[["image"]].assign(**{name: (rows["dx"] == name.lower()) * 1.0 for name in ORDER})
-    truth.to_csv(root / f"{TASK}_GroundTruth" / f"{TASK}_GroundTruth.csv", index=False)
+    truth.to_csv(root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", index=False)
+
+
+def skin7_test(root):
+    """Fourteen images of the challenge's test part."""
+    rows = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7]) for n in range(90, 104)]
+    challenge(root, "ISIC2018_Task3_Test", pd.DataFrame(rows, columns=["image", "dx"]))
+
+
+def skin7(data):
+    """The official layout: 70 images of 35 lesions, two views of each."""
+    root, rows = data / "skin7", pd.DataFrame(SKIN7, columns=["image", "dx", "lesion_id", "test_fold"])
+    challenge(root, TASK, rows)
     rows[["image", "lesion_id"]].to_csv(root / f"{TASK}_LesionGroupings.csv", index=False)
     rows[["image", "test_fold"]].to_csv(root / "folds.csv", index=False)
     return root

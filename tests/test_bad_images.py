@@ -2,7 +2,6 @@
 """Images of every kind become upright 8-bit RGB; bad input is an error that names file, reason and remedy."""
 
 import io
-import os
 import shutil
 import struct
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import zlib
 
 import numpy as np
-import pydicom
 import pytest
 import sets
 from PIL import Image, ImageCms, ImageOps
@@ -18,7 +16,6 @@ from sets import class_folders, data, dicom, refused  # noqa: F401
 
 from deepknn_lib.datasets import decode, load_dataset, verify
 from deepknn_lib.datasets.decode import open_image, resize
-from deepknn_lib.datasets.readers import Index
 
 
 def png(width, height, depth, colour, rows):
@@ -37,13 +34,6 @@ def window(values, centre, width):
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
 
 
-def lut(depth):
-    table = pydicom.Dataset()
-    table.LUTDescriptor, table["LUTDescriptor"].VR = [4096, 0, depth], "US"
-    table.add_new("LUTData", "US", (4095 - np.arange(4096)).tolist())
-    return [table]
-
-
 RNG = np.random.default_rng(0)
 NOISE, ALPHA = RNG.integers(0, 256, (30, 40, 3), np.uint8), np.tile(np.uint8([0, 255, 100, 200]), (30, 10))
 BLOCKS = RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)  # JPEG keeps flat blocks
@@ -53,8 +43,10 @@ SHORT_PNG = png(4, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in SHORT))
 COLOURED, CLEAR = Image.fromarray(NOISE), Image.fromarray(np.dstack([NOISE, ALPHA]))
 FOUR, INDEXED = NOISE[0, :4], Image.frombytes("P", (40, 30), (GREY % 4).tobytes())
 INDEXED.putpalette(FOUR.ravel().tolist())
-FLAT, SRGB, LAB = COLOURED.convert("L").convert("RGB"), *map(ImageCms.createProfile, ("sRGB", "LAB"))
-PROFILE, RED = ImageCms.ImageCmsProfile(LAB).tobytes(), Image.new("RGB", (9, 7), "red")
+PROFILE, RED = (
+    ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+    Image.new("RGB", (9, 7), "red"),
+)
 SEVERAL = {"save_all": True, "append_images": [Image.new("RGB", (9, 7), "blue")]}
 INKS, KEY = [(255 - ink) * (255 - 60) / 255 for ink in (40, 90, 10)], tuple(NOISE[3, 4].tolist())
 # what is saved (or its bytes), under which name and options; the pixels that are wanted; by how much they may differ
@@ -69,12 +61,10 @@ GOOD = {
     "key": (COLOURED, "a.png", {"transparency": KEY}, np.where((NOISE == KEY).all(-1)[..., None], 255, NOISE), 0),
     "CMYK": (Image.new("CMYK", (16, 16), (40, 90, 10, 60)), "a.jpg", {"quality": 100}, INKS, 3),
     "YCbCr": (Image.fromarray(BLOCKS).convert("YCbCr"), "a.tif", {"compression": "jpeg", "quality": 100}, BLOCKS, 3),
-    "LAB": (ImageCms.profileToProfile(FLAT, SRGB, LAB, outputMode="LAB"), "a.tif", {}, np.asarray(FLAT), 4),
     "16 bits": (Image.fromarray(DEEP), "a.png", {}, SIXTEEN, 0),
     "big end first": (Image.frombytes("I;16B", (8, 6), DEEP.astype(">u2").tobytes()), "a.tif", {}, SIXTEEN, 0),
     "16 of 32 bits": (Image.fromarray(DEEP.astype(np.int32)), "a.tif", {}, SIXTEEN, 0),
     "16 bits of colour": (SHORT_PNG, "a.png", {}, SHORT / 257, 1),
-    "zero is white": (Image.fromarray(DEEP), "a.tif", {"tiffinfo": {262: 0}}, 255 - SIXTEEN, 0),
     "first frame": (RED, "a.gif", SEVERAL, [255, 0, 0], 0),
     "first page": (RED, "a.tif", SEVERAL, [255, 0, 0], 0),
     "an ICC profile": (COLOURED, "a.png", {"icc_profile": PROFILE}, NOISE, 0),
@@ -89,17 +79,12 @@ for turn, upright in UPRIGHT.items():
     exif, flat, wanted = Image.Exif(), Image.fromarray(BLOCKS), upright(BLOCKS)
     exif[274] = turn
     GOOD[f"JPEG {turn}"] = flat, "a.jpg", {"exif": exif, "quality": 100, "subsampling": 0}, wanted, 3
-    GOOD[f"PNG {turn}"] = flat, "a.png", {"exif": exif}, wanted, 0
     GOOD[f"WebP {turn}"] = flat, "a.webp", {"exif": exif, "lossless": True}, wanted, 0
     GOOD[f"16 bits {turn}"] = Image.fromarray(DEEP), "a.png", {"exif": exif}, upright(SIXTEEN), 0
     for how in ("raw", "tiff_lzw"):  # Pillow itself turns a TIFF while loading it
         GOOD[f"TIFF {how} {turn}"] = flat, "a.tif", {"compression": how, "tiffinfo": {274: turn}}, wanted, 0
 RAMP, TWELVE = np.arange(256, dtype=np.uint8).reshape(8, 32), np.arange(0, 4096, 16, np.uint16).reshape(8, 32)
 SIGNED, INVERTED = (TWELVE.astype(np.int32) * 16 - 32768).astype(np.int16), {"photometric": "MONOCHROME1"}
-COLOURS, PALETTE = RNG.integers(0, 65536, (3, 256)).astype(np.uint16), {"photometric": "PALETTE COLOR"}
-for colour, values in zip(("Red", "Green", "Blue"), COLOURS, strict=True):
-    PALETTE[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
-    PALETTE[f"{colour}PaletteColorLookupTableData"] = values.tobytes()
 BITS, WINDOW = {"bits": 12}, {"bits": 12, "WindowCenter": "1500", "WindowWidth": "800"}
 RESCALED = BITS | {"RescaleSlope": "2", "RescaleIntercept": "-1024"}
 HOUNSFIELD = RESCALED | {"WindowCenter": ["40", "9"], "WindowWidth": ["400", "9"]}
@@ -113,14 +98,10 @@ DICOM = {
     "window, inverted": (TWELVE, WINDOW | INVERTED, 255 - window(TWELVE, 1500, 800)),
     "rescaled window": (TWELVE, HOUNSFIELD, window(TWELVE * 2.0 - 1024, 40, 400)),
     "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
-    "window as table": (TWELVE, BITS | {"VOILUTSequence": lut(12)}, (4095 - TWELVE) / 4095 * 255),
-    "values as table": (TWELVE, BITS | {"ModalityLUTSequence": lut(16)}, (4095 - TWELVE) / 65535 * 255),
     "colours": (NOISE, {"photometric": "RGB"}, NOISE),
-    "palette": (RAMP, PALETTE, COLOURS[:, RAMP].transpose(1, 2, 0) / 257),
 }
 for case, (stored, tags, wanted) in DICOM.items():
-    for name in ("a.dcm", "no suffix", "named.png"):
-        GOOD[f"DICOM: {case}, {name}"] = dicom(stored, **tags), name, {}, np.atleast_3d(wanted), 0.51
+    GOOD[f"DICOM: {case}"] = dicom(stored, **tags), "any name", {}, np.atleast_3d(wanted), 0.51
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -147,9 +128,13 @@ def test_squashed_images_are_as_pillow_has_them(tmp_path, size):
         assert np.abs(ours - theirs).max() <= 1 and np.abs(ours - theirs).mean() < 0.01, path.name
 
 
+def saved(image, kind="TIFF", **options):
+    image.save(stream := io.BytesIO(), kind, **options)
+    return stream.getvalue()
+
+
 def cut(share, kind):
-    COLOURED.save(stream := io.BytesIO(), kind)
-    return stream.getvalue()[: int(len(stream.getvalue()) * share)]
+    return saved(COLOURED, kind)[: int(len(saved(COLOURED, kind)) * share)]
 
 
 def harm(root, pattern, content):
@@ -168,56 +153,60 @@ def harm(root, pattern, content):
 
 
 PAGE, HAM, TRUTH, GROUPS, FOLDS = b"<html>404", "HAM*.csv", "*/*GroundTruth.csv", "groups.csv", "folds.csv"
-FRACTIONS, LARGE, NEGATIVE = np.float32([[0, 0.5, 1]]), np.int32([[70000, 5]]), np.int32([[-1, 5]])
-BOMB, NO_CLASS = png(60_000, 60_000, 8, 2, b"\0"), "unknown class: ISIC.* as 'no or several classes'"
+BOMB, NO_CLASS = png(60_000, 60_000, 8, 2, b"\0"), "1 images .ISIC.* are of an unknown class"
+NO_GREYS = "numbers, {} to {}, are no 16-bit greys.*convert it to an 8-bit PNG".format
 # of a good set which file, and what is done to it; what loading says; `verify` lists these errors
 BAD = {
-    "cut JPEG": ("folder", "ill/x.jpg", cut(2 / 3, "JPEG"), "x.jpg is cut off.*download it again"),
-    "stub of a JPEG": ("folder", "ill/x.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "x.jpg is cut off"),
-    "cut PNG": ("folder", "ill/x.png", cut(0.5, "PNG"), "x.png is cut off"),
-    "cut TIFF": ("folder", "ill/x.tif", cut(0.5, "TIFF"), "x.tif is cut off"),
-    "cut DICOM": ("folder", "ill/x.dcm", dicom(RAMP)[:-100], "x.dcm is cut off"),
-    "zero bytes": ("folder", "ill/3.png", b"", r"3.png is empty \(0 bytes\): copy or download it again"),
-    "text called .jpg": ("folder", "ill/x.jpg", b"I am no image", "x.jpg is not an image, it begins with b'I am no i"),
-    "a page called .png": ("folder", "ill/3.png", PAGE, "3.png is not an image, it begins with b'<html>"),
-    "a page called .dcm": ("folder", "ill/x.dcm", PAGE * 20, "x.dcm is not an image.*<html>"),
-    "noise called .bmp": ("folder", "ill/x.bmp", bytes(range(200, 256)) * 4, "x.bmp is not an image"),
-    "bomb": ("folder", "ill/3.png", BOMB, "3.png holds more pixels than Pillow allows: shrink it"),
-    "fractions": ("folder", "ill/x.tif", FRACTIONS, "x.tif holds numbers from 0 to 1, not whole.*convert it to 8 or"),
-    "over 16 bits": ("folder", "ill/x.tif", LARGE, "numbers from 5 to 70000, not whole ones from 0 to 65535"),
-    "negative numbers": ("folder", "ill/x.tif", NEGATIVE, "numbers from -1 to 5"),
-    "a folder called .png": ("folder", "ill/y.png/.x", b"", "y.png cannot be opened .*Is a directory"),
-    "a broken link": ("folder", "ill/z.png", "gone", "z.png cannot be opened .No such file"),
+    "cut JPEG": ("folder", "ill/x.jpg", cut(2 / 3, "JPEG"), "x.jpg cannot be read .*truncated.*get it again"),
+    "stub of a JPEG": ("folder", "ill/x.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "x.jpg cannot be read"),
+    "cut PNG": ("folder", "ill/x.png", cut(0.5, "PNG"), "x.png cannot be read .*truncated"),
+    "cut TIFF": ("folder", "ill/x.tif", cut(0.5, "TIFF"), "x.tif cannot be read"),
+    "cut DICOM": ("folder", "ill/x.dcm", dicom(RAMP)[:-100], "x.dcm cannot be read"),
+    "DICOM with a palette": ("folder", "ill/x.dcm", dicom(RAMP, "PALETTE COLOR"), "in a palette or table"),
+    "zero bytes": ("folder", "ill/3.png", b"", "3.png cannot be read .*0 bytes.*get it again"),
+    "text called .jpg": ("folder", "ill/x.jpg", b"I am no image", "x.jpg cannot be read .*first b'I am no imag'"),
+    "a page called .png": ("folder", "ill/3.png", PAGE, "3.png cannot be read .*b'<html>"),
+    "a page called .dcm": ("folder", "ill/x.dcm", PAGE * 20, "x.dcm cannot be read .*<html>"),
+    "noise called .bmp": ("folder", "ill/x.bmp", bytes(range(200, 256)) * 4, "x.bmp cannot be read"),
+    "bomb": ("folder", "ill/3.png", BOMB, "3.png cannot be read .*exceeds limit"),
+    "fractions": ("folder", "ill/x.tif", np.float32([[0, 0.5, 1]]), NO_GREYS(0, 1)),
+    "over 16 bits": ("folder", "ill/x.tif", np.int32([[70000, 5]]), NO_GREYS(5, 70000)),
+    "negative numbers": ("folder", "ill/x.tif", np.int32([[-1, 5]]), NO_GREYS(-1, 5)),
+    "zero is white": ("folder", "ill/x.tif", saved(Image.fromarray(DEEP), tiffinfo={262: 0}), NO_GREYS(0, 65535)),
+    "a folder called .png": ("folder", "ill/y.png/.x", b"", "y.png cannot be read .*Is a directory"),
+    "a broken link": ("folder", "ill/z.png", "gone", "z.png cannot be read .*No such file"),
     "one image in a class": ("folder", "rare/1.png", NOISE, "class 'rare' has 1 images; five folds need 5"),
-    "an empty class": ("folder", "rare/.x", b"", "empty class: rare has no images.*add some or remove"),
-    "a group, no image": ("patients", GROUPS, ("ill/9.", "ill/99.png,P1\nill/9."), "row without image: ill/99"),
-    "no group row": ("patients", GROUPS, ("ill/3.png,P11\n", ""), "image without row: ill/3.png.*add a row"),
-    "no group": ("patients", GROUPS, ("ill/3.png,P11", "ill/3.png,"), "no group: ill/3.png.*give it one"),
-    "two groups": ("patients", GROUPS, ("ill/4", "ill/3.png,P9\nill/4"), "duplicate id: ill/3.png.*keep one of its"),
-    "a row without image": ("dataverse", "*/*07.jpg", None, "row without image: ISIC_0000007"),
-    "an image without row": ("dataverse", "HAM10000_images_part_1/ISIC_9.jpg", NOISE, "image without row: ISIC_9 "),
-    "an unknown class": ("dataverse", HAM, (",nv", ",naevus"), "unknown class: .*as 'naevus'; the classes are akiec"),
-    "a doubled id": ("dataverse", HAM, ("dx\n", "dx\nHAM_0_0,ISIC_0000007,akiec\n"), "duplicate id: ISIC_0000007"),
-    "a row cut short": ("dataverse", HAM, ("ISIC_0000008,bcc", "ISIC_0000008"), "unknown class: ISIC_0000008"),
-    "no lesion": ("dataverse", HAM, ("HAM_0_0,", ","), "no group: ISIC"),
-    "two classes": ("skin7", TRUTH, ("0.0,1.0", "1.0,1.0"), NO_CLASS),
-    "no class": ("skin7", TRUTH, ("0.0,1.0", "0.0,0.0"), NO_CLASS),
-    "twice a class": ("skin7", TRUTH, ("0.0,1.0", "0.0,2.0"), NO_CLASS),
-    "an empty lesion": ("skin7", "*Groupings.csv", ("HAM_0_0", ""), "no group: ISIC_0000000"),
-    "two folds": ("skin7", FOLDS, ("0000001,", "0000000,"), "line 3: 'ISIC_0000000' is there again; correct or remove"),
-    "fold 7": ("skin7", FOLDS, ("0000001,1", "0000001,7"), "line 3: 'ISIC_0000001' has test_fold '7',.* not 1..5"),
-    "other folds": ("skin7", FOLDS, ("ISIC_0000001", "x"), "no fold to 1 images, .* ISIC_0000001; is it this set's"),
-    "two boxes": ("pneumonia", "*.csv", ("class\n", "class\n00000000-aa,Lung Opacity\n"), "duplicate id: 00000000-aa"),
 }  # fmt: skip
 FATAL = {  # here `verify` says the same, and nothing else
-    "an empty folder": ("folder", "*", None, "each of at least 2 classes; it has 0"),
-    "one class": ("folder", "ill", None, "at least 2 classes; it has 1"),
-    "a table without file": ("patients", GROUPS, ("file", "name"), "groups.csv needs the columns file"),
+    "an empty class": ("folder", "rare/.x", b"", "rare is empty: remove it"),
+    "an empty folder": ("folder", "*", None, "each of 2 or more classes, .*it has none"),
+    "one class": ("folder", "ill", None, "each of 2 or more classes, .*it has healthy"),
+    "a group, no image": ("patients", GROUPS, ("ill/9.", "ill/99.png,P1\nill/9."), "ill/99.png. are without a file"),
+    "no group row": ("patients", GROUPS, ("ill/3.png,P11\n", ""), "ill/3.png. are files without a row; add one"),
+    "no group": ("patients", GROUPS, ("ill/3.png,P11", "ill/3.png,"), "ill/3.png. are without a .*patient; give"),
+    "two groups": ("patients", GROUPS, ("ill/4", "ill/3.png,P9\nill/4"), "ill/3.png. are named twice; keep one row"),
+    "a table without file": ("patients", GROUPS, ("file", "name"), "groups.csv needs the column file and one more"),
     "a table without groups": ("patients", GROUPS, b"file\nx", "groups.csv needs the column file and one more"),
     "another encoding": ("patients", GROUPS, b"file,p\n\xff\xfe,", "save it as CSV in UTF-8"),
     "an empty table": ("patients", GROUPS, b"", "groups.csv cannot be read as a table"),
+    "a row without image": ("dataverse", "*/*07.jpg", None, "ISIC_0000007. are without a file"),
+    "an image without row": ("dataverse", "HAM10000_images_part_1/ISIC_9.jpg", NOISE, "ISIC_9. are files without"),
+    "an unknown class": ("dataverse", HAM, (",nv", ",naevus"), "of an unknown class; the classes are akiec"),
+    "a doubled id": ("dataverse", HAM, ("dx\n", "dx\nHAM_0_0,ISIC_0000007,bcc\n"), "ISIC_0000007. are named twice"),
+    "a row cut short": ("dataverse", HAM, ("ISIC_0000008,bcc", "ISIC_0000008"), "ISIC_0000008. are of an unknown"),
+    "no lesion": ("dataverse", HAM, ("HAM_0_0,", ","), "are without a lesion"),
     "a missing column": ("dataverse", HAM, ("dx", "diagnosis"), "csv needs the columns image_id, dx, lesion_id"),
     "a missing table": ("skin7", "*Groupings.csv", None, "Groupings.csv is missing; see data/README.md"),
+    "two classes": ("skin7", TRUTH, ("0.0,1.0", "1.0,1.0"), NO_CLASS),
+    "no class": ("skin7", TRUTH, ("0.0,1.0", "0.0,0.0"), NO_CLASS),
+    "twice a class": ("skin7", TRUTH, ("0.0,1.0", "0.0,2.0"), NO_CLASS),
+    "an empty lesion": ("skin7", "*Groupings.csv", ("HAM_0_0", ""), "ISIC_0000000.* are without a lesion"),
+    "two boxes": ("pneumonia", "*.csv", ("class\n", "class\n00000000-aa,Lung Opacity\n"), "00000000-aa. are named"),
+}  # fmt: skip
+BAD |= {
+    "two folds": ("skin7", FOLDS, ("0000001,", "0000000,"), "line 3: 'ISIC_0000000' is there again.*correct or"),
+    "fold 7": ("skin7", FOLDS, ("0000001,1", "0000001,7"), "line 3: 'ISIC_0000001' .*fold is not one of 1, 2"),
+    "other folds": ("skin7", FOLDS, ("ISIC_0000001", "x"), "by 1, as ISIC_0000001; is it this set's"),
 }  # fmt: skip
 
 
@@ -249,29 +238,16 @@ def test_all_bad_files_are_tried_and_verify_lists_them(data):
     assert found["item"].tolist() == [f"healthy/{n}.png" for n in range(7)]
 
 
-def test_an_unreadable_folder_and_too_little_memory(data, monkeypatch):
-    root, listdir = class_folders(data / "x"), os.listdir
-    with monkeypatch.context() as patch:  # permissions do not stop root; a path that is no folder does
-        patch.setattr(os, "listdir", lambda path: listdir(__file__ if str(path).endswith("/ill") else path))
-        refused(
-            r"ill cannot be read \(Not a directory\); check its permissions", load_dataset, f"folder:{root}"
-        )
-    monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(MemoryError):  # which is not the file's fault
-        open_image(root / "ill" / "3.png")
-
-
-def test_a_full_disk_is_said_before_and_while_decoding(data, monkeypatch):
-    name, usage = f"folder:{class_folders(data / 'x')}", type(shutil.disk_usage("/"))
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 10))
-        said = "No space left .*take 0.000 GB, .*cache has 0.000 GB free. Make room, name"
-        refused(said, load_dataset, name, "paper", 1, 24, error=OSError)
+def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeypatch):
+    root = class_folders(data / "x")
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-    code += f"from deepknn_lib.datasets import load_dataset; load_dataset({name!r}, 'paper', 1, 24)"
+    code += f"from deepknn_lib.datasets import load_dataset; load_dataset('folder:{root}', 'paper', 1, 24)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "File too large" in done.stderr and "another folder in DEEPKNN_DATA" in done.stderr
     assert not list((data / "cache").iterdir())
+    monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(root / "ill" / "3.png")
 
 
 def test_decoding_happens_once_and_in_order(data, monkeypatch):
@@ -283,11 +259,3 @@ def test_decoding_happens_once_and_in_order(data, monkeypatch):
         numbers = found.images[:, 1, 5, 5].astype(int) * 256 + found.images[:, 2, 9, 2]
         assert [f"{'ab'[n // 300]}/{n}.png" for n in numbers] == found.ids.tolist()
         monkeypatch.setattr(decode, "open_image", lambda _: pytest.fail("decoded again"))
-
-
-def test_verify_is_quick_with_many_copies(tmp_path):
-    """Nothing may be quadratic in the files."""
-    Image.new("L", (16, 16), 90).save(tmp_path / "a.png")
-    before, ids, labels = os.times().user, np.arange(5000).astype(str), np.arange(5000) // 2500
-    found = verify.verify(Index(labels, ids, ids, ("a", "b"), [tmp_path / "a.png"] * 5000), {}, {})
-    assert (found["check"] == "exact duplicates").sum() == 4999 and os.times().user - before < 25

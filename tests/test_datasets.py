@@ -1,21 +1,22 @@
 # ruff: noqa: F811 (fixtures)
 """Data sets: layouts, splits, digests, and errors that say what to do. All files are made up; nothing is downloaded."""
 
+import importlib
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import sets
 from PIL import Image
-from sets import CLASS_NAMES, SKIN7, class_folders, data, refused  # noqa: F401
+from sets import CLASS_NAMES, PNEUMONIA_CLASSES, SKIN7, class_folders, data, refused  # noqa: F401
 from sklearn.datasets import load_digits
 
 from deepknn_lib import datasets
 from deepknn_lib.datasets import CATALOG, available, dataset_digest, download, load, load_dataset, verify
-from deepknn_lib.datasets.readers import PNEUMONIA_CLASSES
 from deepknn_lib.storage import repository
 
 
@@ -43,9 +44,8 @@ def test_lesions_leak_when_split_by_image_and_not_by_lesion(split):
     assert abs(len(part.test) / len(found.train) - 0.2) < 0.02 and (shared(part) > 0) == leaks
 
 
-def test_skin7_is_read_from_the_official_layout_and_its_split_is_written(data, capsys):
+def test_skin7_is_read_from_the_official_layout_and_its_split_is_written(data):
     sets.skin7(data)
-    load.tell.cache_clear()
     found, grouped = load_dataset("skin7", "paper", 2, 24), load_dataset("skin7", "grouped", 3, 24)
     assert found.class_names == CLASS_NAMES and not found.info["synthetic"]
     assert found.test.ids.tolist() == [name for name, _, _, fold in SKIN7 if fold == 2]
@@ -53,16 +53,38 @@ def test_skin7_is_read_from_the_official_layout_and_its_split_is_written(data, c
     assert [CLASS_NAMES[label] for label in found.test.labels] == [SKIN7[n][1] for n in numbers]
     assert found.test.groups.tolist() == [SKIN7[n][2] for n in numbers]
     assert np.abs(found.test.images[:, 0].mean((1, 2)) - numbers).max() <= 3
-    said = capsys.readouterr().out
-    assert "CC BY-NC 4.0" in said and "Tschandl" in said and said.count("\n") == 1  # once a process
     assert shared(grouped) == 0 and available()["skin7"].startswith("there")
-    written = data / "splits" / "skin7-grouped.csv"
-    rows, before = pd.read_csv(written, index_col="image"), written.stat().st_mtime_ns
+    rows = pd.read_csv(data / "splits" / "skin7-grouped.csv", index_col="image")
     assert len(rows) == 70 and {*rows.index[rows["test_fold"] == 3]} == {*grouped.test.ids}
     assert rows.loc[grouped.test.ids, "group"].tolist() == grouped.test.groups.tolist()
     assert rows.loc[grouped.test.ids, "class"].tolist() == [CLASS_NAMES[i] for i in grouped.test.labels]
-    load_dataset("skin7", "grouped", 2, 24)
-    assert written.stat().st_mtime_ns == before  # the same split, so the same file
+
+
+def test_skin7_trains_on_everything_in_the_official_split(data):
+    root = sets.skin7(data)
+    refused("Test_GroundTruth.csv is missing", load_dataset, "skin7", "official", 1, 24)
+    sets.skin7_test(root)
+    found = load_dataset("skin7", "official", 1, 24)
+    assert found.train.ids.tolist() == [row[0] for row in SKIN7] and not shared(found)
+    assert found.test.ids.tolist() == [f"ISIC_{n:07d}" for n in range(90, 104)]
+    assert found.test.labels.tolist() == [n % 7 for n in range(90, 104)]
+    assert np.abs(found.test.images[:, 0].mean((1, 2)) - range(90, 104)).max() <= 3
+    assert len(load_dataset("skin7", "paper", 1, 24).train) == 56
+    refused("fold 1, not 2", load_dataset, "skin7", "official", 2, 24)
+
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not (REAL / "skin7_200x150.zip").exists(), reason="needs the real images")
+def test_the_splits_of_the_real_skin7_are_pinned(data):
+    shutil.unpack_archive(REAL / "skin7_200x150.zip", data / "skin7")
+    shutil.copy(REAL / "skin7_zhuang_5fold.csv", data / "skin7" / "folds.csv")
+    index = load.index_of("skin7")
+    contents = {split: load.folds_of("skin7", index, split) for split in load.SPLITS}
+    contents |= {"labels": np.array(CLASS_NAMES)[index.labels], "groups": index.groups}
+    found = {what: verify.fingerprint(index.ids, values) for what, values in contents.items()}
+    assert found == CATALOG["skin7"].pins
 
 
 @pytest.mark.parametrize("metadata", ["HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab"])
@@ -78,39 +100,14 @@ def test_skin7_without_its_folds_or_with_other_groups_is_told_so(data, monkeypat
     said = "download skin7.*DEEPKNN_SKIN7_FOLDS.*or use split='grouped'"
     refused(said, load_dataset, "skin7", "paper", 1, 24, error=FileNotFoundError)
     assert len(load_dataset("skin7", "grouped", 1, 24).test)
-    assert "there" in available()["skin7"] and "grouped split only" in available()["skin7"]
     ids, kinds = (np.array([row[i] for row in reversed(SKIN7)]) for i in (0, 1))  # in any order
     pins = {"labels": verify.fingerprint(ids, kinds), "groups": "0" * 64}
     monkeypatch.setattr(CATALOG["skin7"], "counts", {})
     monkeypatch.setattr(CATALOG["skin7"], "pins", pins)
     found, checks = verify.of_dataset("skin7")
-    assert found["item"][found["check"] == "pinned contents"].tolist() == ["groups"] and not verify.failed(
-        found
-    )
-    assert "download skin7" in found.query("check == 'split: paper'")["detail"].item()
-    assert "groups across the split: grouped" in set(checks["check"])
-
-
-@pytest.mark.parametrize("columns", [("image", "part"), ("image_id", "split")])
-def test_skin7_with_the_leak_free_parts_of_dermamnist_c(data, columns):
-    root = sets.skin7(data)
-    refused("download skin7.*grouped", load_dataset, "skin7", "dermamnist-c", 1, 24, error=FileNotFoundError)
-    parts = pd.DataFrame(
-        [(SKIN7[i][0], part) for i, part in enumerate(["test", "val", "val"])], columns=columns
-    )
-    parts.to_csv(root / "dermamnist_c.csv", index=False)
-    found = load_dataset("skin7", "dermamnist-c", 1, 24)
-    assert found.test.ids.tolist() == [SKIN7[0][0]] and len(found.train) == len(SKIN7) - 3
-    assert not {row[0] for row in SKIN7[:3]} & set(found.train.ids)
-    refused("fold 1, not 2", load_dataset, "skin7", "dermamnist-c", 2, 24)
-    refused("split is one of", load_dataset, "lesions", "dermamnist-c", 1, 24)
-    for wrong in (
-        parts.replace("val", "dev"),
-        pd.concat([parts, parts]),
-        parts.replace(SKIN7[0][0], "ISIC_9"),
-    ):
-        wrong.to_csv(root / "dermamnist_c.csv", index=False)
-        refused("dermamnist_c.csv", load_dataset, "skin7", "dermamnist-c", 1, 24)
+    assert found["item"][found["check"] == "pinned contents"].tolist() == ["groups"]
+    assert not verify.failed(found) and "pinned contents" in set(checks["check"])
+    assert "download skin7" in found.query("check == 'splits'")["detail"].item()
 
 
 def test_class_folders_with_and_without_patients(data, tmp_path):
@@ -152,21 +149,10 @@ def test_the_digest_is_of_contents(data, tmp_path):
     assert len(set(found)) == len(found) and all(re.fullmatch("[0-9a-f]{12}", i) for i in found)
 
 
-def test_sd198_is_class_folders_with_its_own_split_files(data):
-    root, own = class_folders(data / "sd198" / "images"), data / "sd198" / "8_2_split"
+def test_sd198_is_class_folders_and_says_how_many_classes_are_there(data):
+    root = class_folders(data / "sd198" / "images")
     plain = load_dataset("sd198", "paper", 2, 16)
     assert plain.info["title"] == "SD-198, 2 of its 198 classes" and "request" in plain.info["licence"]
-    files = sorted([*plain.train.ids.tolist(), *plain.test.ids.tolist()])
-    own.mkdir()
-    for fold, tested, trained in ((1, files[::5], files), (2, files[1::5], files), (9, files[:1], files[:2])):
-        for part, chosen in (("val", tested), ("train", [f for f in trained if f not in tested])):
-            (own / f"{part}_{fold}.txt").write_text("".join(f"{file} 0\n" for file in chosen))
-    found = load_dataset("sd198", "paper", 2, 16)  # the files of fold 9 are those of a selection of classes
-    assert found.test.ids.tolist() == files[1::5] != plain.test.ids.tolist() and len(found.train) == 16
-    refused("make 2 folds, and there is no fold 3", load_dataset, "sd198", "paper", 3, 16)
-    (own / "val_1.txt").write_text((own / "val_1.txt").read_text() + f"{files[1]} 0\n")
-    refused(f"name {files[1]} twice in fold 1", load_dataset, "sd198", "paper", 1, 16)
-    shutil.rmtree(own)
     for folder in root.iterdir():
         folder.rename(data / "sd198" / folder.name)
     root.rmdir()
@@ -208,11 +194,11 @@ def test_official_parts_are_the_paper_split(data, monkeypatch, name, make, chann
         assert (part.images == 20 * part.labels[:, None, None, None]).all()
     assert {i.split("/")[0] for i in found.test.ids} == {"test"}
     assert every_image_is_tested_once(name, sum(sizes[:2]))
-    refused(f"{name} has one official test part.*not 2.*split='grouped'", load_dataset, name, "paper", 2, 16)
+    refused(f"{name} has one test part.*not 2.*split='grouped'", load_dataset, name, "paper", 2, 16)
     files = [path for path in data.joinpath(name.split(":")[0]).rglob("*") if path.is_file()]
     file = max(files, key=lambda path: path.stat().st_size)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    said = f"cannot be read in .*Remove what is broken there and run .*download {name}|fetch it again"
+    said = f"cannot be read in .*Remove what is broken there and run .*download {name}|get it again"
     refused(said, load_dataset, name, "paper", 1, 24)
 
 
@@ -236,7 +222,7 @@ BAD, GONE = ValueError, FileNotFoundError
     (load_dataset, ("folder",), BAD, "unknown data set 'folder'; choose one of lesions"),
     (load_dataset, ("digits:8",), BAD, "unknown data set 'digits:8'; choose one of lesions"),
     (load_dataset, ("medmnist:pathmnist@32",), BAD, "the sizes are 28, 64, 128 and 224"),
-    (load_dataset, ("medmnist:chestmnist",), BAD, "2-D sets with one label an image: pathmnist, dermamnist"),
+    (load_dataset, ("medmnist:chestmnist",), BAD, "2-D sets with one label an image are pathmnist, dermamnist"),
     (load_dataset, ("medmnist:organmnist3d@28",), BAD, "2-D sets with one label an image"),
     (load_dataset, ("lesions", "random"), BAD, "split is one of"),
     (load_dataset, ("lesions", "paper", 6), BAD, "fold one of 1..5"),
@@ -244,10 +230,10 @@ BAD, GONE = ValueError, FileNotFoundError
     (load_dataset, ("lesions", "paper", 1, 48, "nearest"), BAD, "interpolation one of .*'nearest'"),
     (load_dataset, ("lesions", "paper", 1, 513), BAD, "16 to 512 pixels"),
     (load_dataset, ("folder:/no/such/folder",), GONE, "there is no folder"),
-    (load_dataset, ("skin7",), GONE, "download skin7` .2.8 GB.. By hand: get the three Task 3.*skin7.*data/README.md"),
+    (load_dataset, ("skin7",), GONE, "download skin7` .3.2 GB.. By hand: get the three Task 3.*skin7.*data/README.md"),
     (load_dataset, ("sd198",), GONE, "By hand: ask its authors for it.*images/ holds the class folders"),
     (load_dataset, ("chestxray3",), GONE, "put the class folders bacteria, normal and virus there"),
-    (load_dataset, ("pneumonia",), GONE, "download pneumonia.*your Kaggle account.*accept its rules"),
+    (load_dataset, ("pneumonia",), GONE, "By hand: join the competition.*accept its rules"),
     (load_dataset, ("medmnist:bloodmnist@64",), GONE, "download medmnist:bloodmnist@64.*get the .npz"),
     (load_dataset, ("mnist",), GONE, "download mnist` .12 MB.. By hand: put the four .gz files .*MNIST/raw"),
     (load_dataset, ("stl10",), GONE, "download stl10` .2.6 GB.. By hand: put stl10_binary.tar.gz there"),
@@ -255,7 +241,8 @@ BAD, GONE = ValueError, FileNotFoundError
     (download, ("chestxray3",), BAD, "cannot be downloaded by a program. By hand: get the chest X-rays"),
     (download, ("lesions",), BAD, "needs no download"),
     (download, ("digits",), BAD, "needs no download"),
-    (download, ("folder:/tmp/x",), BAD, "is your own"),
+    (download, ("folder:/tmp/x",), BAD, "needs no download"),
+    (download, ("pneumonia",), BAD, "cannot be downloaded by a program. By hand: join the competition"),
     (download, ("imagenet",), BAD, "unknown data set 'imagenet'"),
 ])  # fmt: skip
 def test_what_cannot_be_had_says_why_and_touches_no_network(data, monkeypatch, call, arguments, error, said):
@@ -292,11 +279,11 @@ def test_the_catalogue_says_what_a_user_must_know():
 
 
 def test_parts_too_large_for_memory_stay_on_disk_and_hold_the_same(monkeypatch):
-    whole, half = load_dataset("digits", "grouped", 1, 32).train, datasets.decode.memory_limit()
-    monkeypatch.setattr(datasets.decode, "memory_limit", lambda: 0)
+    whole = load_dataset("digits", "grouped", 1, 32).train
+    monkeypatch.setattr(importlib.import_module("deepknn_lib.datasets.decode"), "IN_MEMORY", 0)
     rows = load_dataset("digits", "grouped", 1, 32).train
     assert isinstance(rows.images, datasets.Rows) and type(whole.images) is np.ndarray
-    assert (rows.images.shape, rows.images.dtype) == (whole.images.shape, np.uint8) and 2**28 < half < 2**44
+    assert (rows.images.shape, rows.images.dtype) == (whole.images.shape, np.uint8)
     some, order = np.arange(len(whole)) % 3 == 0, np.array([3, 0, 7, 7, -1])
     for key in (5, -1, slice(None), slice(3, 9, 2), order, some, np.array([], int)):
         assert type(rows.images[key]) is np.ndarray and np.array_equal(rows.images[key], whole.images[key])

@@ -34,16 +34,12 @@ def index_of(folder, changed=(), arrays=False, **known):
     ids = np.array([f"i{n}" for n in range(len(images))])
     index = {"labels": np.arange(len(ids)) // 5 % 2, "ids": ids, "groups": ids, "class_names": ("a", "b")}
     if arrays:
-        index["blocks"] = lambda _: (channels_first(images[s : s + 4]) for s in range(0, len(ids), 4))
+        index["blocks"] = lambda _: [np.stack(images).transpose(0, 3, 1, 2)]
     else:
         index["files"] = [folder / f"{name}.png" for name in ids]
         for n, (path, image) in enumerate(zip(index["files"], images, strict=True)):
             Image.fromarray(image).save(path, compress_level=1 + n % 9)  # the same pixels, other bytes
     return Index(**(index | known))
-
-
-def channels_first(images):
-    return np.stack(images).transpose(0, 3, 1, 2)
 
 
 def rows(table):
@@ -60,88 +56,75 @@ def resized(image, share):
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def brighter(image, factor):
+def brighter(image, factor=1.1):
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(image)).enhance(factor))
-
-
-def broken(_):
-    yield channels_first([*TEN[:3], TEN[0]])
-    raise EOFError("the archive is cut off")
 
 
 COPIES = {
     "re-encoded": jpeg,
     "smaller": lambda image: resized(image, 0.8),
     "larger": lambda image: resized(image, 2),
-    "brighter": lambda image: brighter(image, 1.1),
+    "brighter": brighter,
     "darker": lambda image: brighter(image, 0.9),
     "grey": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
     "cut": lambda image: image[1:-1, 1:-1],
-    "all of it": lambda image: jpeg(resized(brighter(image, 1.1), 0.8)),
+    "all of it": lambda image: jpeg(resized(brighter(image), 0.8)),
 }
 SMALL, WIDE = resized(TEN[3], 34 / 96), np.arange(9600, dtype=np.uint32).astype(np.uint8).reshape(40, 80, 3)
-OF_TEN = r"2 of 2 test images \(100.0%\) have a duplicate \(or its duplicate\) in training"
-GROUPS = r"1 of 2 test images \(50.0%\) have their group in training; over all folds 4 of 10 \(40.0%\)"
 VIEWS = {
     "paper": FOLDS,
     "grouped": np.array([1, 1, *FOLDS[2:]]),
 }  # the second keeps the images 0 and 1 together
-GREYS, MORE, CAME = np.stack([*TEN[:4], TEN[0], *TEN[5:]])[..., 0], texture(11), "error unreadable images"
-PAPER, BOTH = {"paper": FOLDS}, {"paper": FOLDS, "grouped": FOLDS}
-FIXED = {"paper": np.array([1, 0, 0, 0, 0] * 2)}  # a test part that is fixed has no other folds
-SAME, APART = "warning exact duplicates", "in different groups; remove one, or give both one group"
-EXACT, ALIKE = f"the same pixels, {APART}", rf"similarity [01]\.\d\d, {APART}"
-ACROSS, NEAR = "duplicates across the split: ", "warning near duplicates"
+PAPER, BOTH, LEAK = (
+    {"paper": FOLDS},
+    {"paper": FOLDS, "grouped": FOLDS},
+    r"1 of 2 test images \(50.0%\) have groups",
+)
+SAME, NEAR, APART = (
+    "warning exact duplicates",
+    "warning near duplicates",
+    "in different groups; remove one, or give both",
+)
+EXACT, ALIKE, ACROSS = f"the same pixels, {APART}", rf"similarity [01]\.\d\d, {APART}", "across the split"
+GREYS = np.stack([*TEN[:4], TEN[0], *TEN[5:]])[..., 0]
 # changed images; what else is known; how many of each class; the splits; the rows that are wanted, as patterns
 CASES = {
     "nothing wrong": ({}, {}, {"a": 5, "b": 5}, BOTH, []),
     "exact": ({2: TEN[1], 5: TEN[0]}, {}, {}, BOTH, [
-        f"{SAME} i0 i5 {EXACT}", f"{SAME} i1 i2 {EXACT}",
-        f"error duplicates across classes i0 i5 a and b; correct or remove one .{EXACT}.",
-        *(rf"note {ACROSS}{s} 0 of 2 test images \(0.0%\) have .*; over all folds 2 of 10" for s in BOTH)]),
+        f"{SAME} i1 i2 {EXACT}", f"{SAME} i0 i5 {EXACT}",
+        f"error duplicates across classes i0 i5 a and b; correct or remove one .{EXACT}"]),
     **{f"copy: {kind}": ({1: copy(TEN[0]), 6: copy(TEN[5])}, {}, {}, {}, [
         f"{NEAR} i{n} i{n + 1} {ALIKE}" for n in (0, 5)]) for kind, copy in COPIES.items()},
     "k alike": ({n: TEN[0] for n in range(1, 5)} | {10 + n: jpeg(TEN[0], 90 - 10 * n) for n in range(5)}, {}, {}, {}, [
         *(f"{SAME} i0 i{n} {EXACT}" for n in range(1, 5)), *[rf"{NEAR} (i0|i1[0-4]) i1[0-4] "] * 5]),
     "another shape": ({0: WIDE, 1: WIDE.reshape(80, 40, 3)}, {}, {}, {}, []),
-    "small": ({0: SMALL, 1: brighter(SMALL, 1.1), 2: SMALL}, {}, {}, {}, [
-        f"{SAME} i0 i2 {EXACT}", "note near duplicates 3 images are smaller than 36 pixels"]),
+    "small": ({0: SMALL, 1: brighter(SMALL, 1.1), 2: SMALL}, {}, {}, {}, [f"{SAME} i0 i2 {EXACT}"]),
     "across": ({1: TEN[0], 6: resized(TEN[5], 0.8)}, {}, {}, PAPER, [
-        f"{SAME} i0 i1 {EXACT}", f"{NEAR} i5 i6 {ALIKE}", f"note {ACROSS}paper {OF_TEN}; over all folds 4 of 10",
-        f"warning {ACROSS}paper i0 i1 the first is in the test part; {EXACT}",
-        f"warning {ACROSS}paper i5 i6 the first is in the test part; {ALIKE}"]),
-    "across, fixed": ({1: TEN[0], 4: jpeg(TEN[5])}, {}, {}, FIXED, [
-        f"{SAME} i0 i1 {EXACT}", f"{NEAR} i4 i5", "warning duplicates across classes i4 i5 a and b",
-        f"note {ACROSS}paper {OF_TEN}$", f"warning {ACROSS}paper i0 i1 the first",
-        f"warning {ACROSS}paper i4 i5 the second is in the test part; {ALIKE}"]),
+        f"{SAME} i0 i1 {EXACT}", f"{NEAR} i5 i6 {ALIKE}",
+        rf"note duplicates {ACROSS} paper 2 of 2 test images \(100.0%\) have duplicates in training"]),
     "views of one group": ({1: jpeg(TEN[0]), 6: jpeg(TEN[5])}, {"groups": np.array([*"ggabcdefhi"])}, {}, VIEWS, [
         r"note near duplicates i0 i1 similarity 0.\d\d, in one group$", f"{NEAR} i5 i6",
-        f"note {ACROSS}paper 2 of 2", f"note {ACROSS}paper i0 i1 ", f"warning {ACROSS}paper i5 i6 ",
-        f"note {ACROSS}grouped 1 of 3", f"warning {ACROSS}grouped i5 i6 ", "note groups across the split: paper"]),
+        f"note duplicates {ACROSS} paper 2 of 2", f"note duplicates {ACROSS} grouped 1 of 3",
+        f"note groups {ACROSS} paper 1 of 2"]),
     "groups across": ({}, {"groups": np.array([*"gghhabcdef"])}, {}, BOTH, [
-        f"note groups across the split: paper {GROUPS}", f"error groups across the split: grouped {GROUPS}"]),
+        f"note groups {ACROSS} paper {LEAK}", f"error groups {ACROSS} grouped {LEAK}"]),
     "groups of several classes": ({}, {"groups": np.array([*"gabcdgefhi"])}, {}, {}, [
-        "warning groups of several classes g its images are of a, b"]),
+        "warning groups of several classes g a, b; do they show one patient"]),
     "counts": ({}, {}, {"a": 5, "b": 6, "c": 7}, {}, [
-        "error class counts b has 5 images instead of 6", "error class counts c has 0 images instead of 7"]),
+        "error class counts b has 5 images, not 6", "error class counts c has 0 images, not 7"]),
     "small classes": ({}, {"labels": np.arange(10) // 6, "class_names": ("a", "b", "c")}, {}, {}, [
         "error small classes b has 4 images: five folds need 5", "error small classes c has 0 images"]),
     "tiny and constant": ({3: 0 * TEN[3] + np.uint8([1, 2, 3]), 5: 0 * TEN[5] + 7, 7: TEN[7][:7]}, {}, {}, {}, [
-        "warning tiny images i7 its shorter side has fewer than 8", "warning constant images i3 all its pixels",
-        "warning constant images i5 ", "note near duplicates 1 images are smaller"]),
-    "too few": ({}, {"blocks": lambda _: [channels_first(TEN[:9])]}, {}, {}, [f"{CAME} 9 images came for 10"]),
-    "too many": ({}, {"blocks": lambda _: [channels_first([*TEN, MORE])]}, {}, {}, [f"{CAME} 11 images came"]),
-    "breaking off": ({}, {"blocks": broken}, {}, {}, [
-        f"{CAME} 4 images came for 10 rows: EOFError: the archive is cut", f"{SAME} i0 i3"]),
-    "grey arrays": ({}, {"blocks": lambda _: [GREYS[:, None]], "channels": 1}, {}, {}, [
-        f"{SAME} i0 i4 {EXACT}"]),
+        "warning tiny images i7 its shorter side has under 8", "warning constant images i3 all its pixels",
+        "warning constant images i5 "]),
+    "grey arrays": ({}, {"blocks": lambda _: [GREYS[:, None]], "channels": 1}, {}, {}, [f"{SAME} i0 i4 {EXACT}"]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("changed", "known", "expected", "folds", "wanted"), CASES.values(), ids=list(CASES))
 def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path, changed, known, expected, folds, wanted):
     same_shape = {image.shape for image in changed.values()} <= {TEN[0].shape}
-    for arrays in (False, True)[: 1 + same_shape]:
+    for arrays in (False, True) if same_shape and "blocks" not in known else ["blocks" in known]:
         found = verify(index_of(tmp_path, changed, arrays, **known), expected, folds)
         assert list(found.columns) == ["severity", "check", "item", "other", "detail"]
         assert len(found) == len(wanted) and failed(found) == any(row.startswith("error") for row in wanted)
@@ -157,12 +140,9 @@ def test_what_different_images_have_in_common_makes_no_duplicates():
     shrunk = [Image.fromarray(i).convert("L").resize((36, 36), Image.Resampling.BOX) for i in spots]
     thumbnails = np.stack([np.asarray(i) for i in shrunk])
     assert np.corrcoef(thumbnails.reshape(100, -1)).min() > 0.8 and len(near_pairs(thumbnails)) == 0
-    y, x = np.mgrid[-1:1:36j, -1:1:36j]
-    noise = np.random.default_rng(0).integers(-15, 16, (50, 36, 36))
-    assert len(near_pairs((np.where(x**2 + y**2 < 0.8, 160, 20) + noise).astype(np.uint8))) == 0
     plain = np.full((4, 36, 36), 9, np.uint8)
     plain[:2, :, 18:], plain[2:, :, 18:] = 10, 90  # one grey level is hardly any texture and tells nothing
-    assert near_pairs(plain)[:, :2].tolist() == [[2, 3]]
+    assert [pair[:2] for pair in near_pairs(plain)] == [(2, 3)]
     assert len(near_pairs(plain[:1])) == len(near_pairs(plain[:0])) == 0
 
 
@@ -172,21 +152,30 @@ def test_all_pairs_are_compared_whatever_the_blocks(monkeypatch):
     for first, other in ((0, 7), (0, 21), (0, 39), (3, 38), (17, 18)):
         thumbnails[other] = thumbnails[first] + rng.integers(-12, 13, (36, 36))
     whole = near_pairs(thumbnails)
-    assert {tuple(pair) for pair in whole[:, :2]} >= {(3, 38), (17, 18)} and len(whole) == 5
-    assert {*whole[:, :2].ravel()} == {0, 3, 7, 17, 18, 21, 38, 39} and (whole[:, 2] <= 1 + 1e-6).all()
+    assert {pair[:2] for pair in whole} >= {(3, 38), (17, 18)} and [j for _, j, _ in whole] == [
+        7,
+        18,
+        21,
+        38,
+        39,
+    ]
     monkeypatch.setattr(module, "ROWS", 7)
     np.testing.assert_allclose(near_pairs(thumbnails), whole, atol=1e-5)
 
 
+def test_verify_is_quick_with_many_copies(tmp_path):
+    """Nothing may be quadratic in the files."""
+    Image.new("L", (16, 16), 90).save(tmp_path / "a.png")
+    ids, labels = np.arange(5000).astype(str), np.arange(5000) // 2500
+    found = verify(Index(labels, ids, ids, ("a", "b"), [tmp_path / "a.png"] * 5000), {}, {})
+    assert (found["check"] == "exact duplicates").sum() == 4999
+
+
 def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(tmp_path, data, capsys):  # noqa: F811
     root = class_folders(tmp_path / "set")
-    assert module.report(f"folder:{root}") == 0
-    checks = next((data / "verify").glob("folder-set-*.md")).read_text().splitlines()
-    assert checks[0] == "| check | errors | warnings | notes | the first |" and len(checks) == 15
-    assert all(line.endswith("| 0 | 0 | 0 | nothing found |") for line in checks[2:])
+    assert module.report(f"folder:{root}") == 0 and capsys.readouterr().out.count("nothing found") == 11
     (root / "healthy" / "3.png").write_bytes(b"")
     assert module.report(f"folder:{root}", tmp_path / "found.csv") == 1
     found = pd.read_csv(tmp_path / "found.csv", keep_default_na=False)
     assert rows(found)[0].startswith("error unreadable images healthy/3.png")
-    said = capsys.readouterr().out
-    assert "ERROR unreadable images: healthy/3.png" in said and "1 errors, 0 warnings; all of it: " in said
+    assert re.search(r"unreadable images +1 .*\n.*1 errors, 0 warnings", capsys.readouterr().out, re.S)

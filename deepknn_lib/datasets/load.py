@@ -4,10 +4,8 @@
 counts and pins: sha256 of the labels, groups and splits that our results rest on.
 """
 
-import functools
-import multiprocessing
+import hashlib
 import re
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,21 +14,12 @@ import numpy as np
 import pandas as pd
 
 from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
-from deepknn_lib.datasets.readers import (
-    CATALOG,
-    PUBLISHED_FOLDS,
-    READERS,
-    Index,
-    dermamnist_c,
-    folds_file,
-    medmnist_info,
-)
+from deepknn_lib.datasets.readers import CATALOG, READERS, Index, medmnist_info, split_file
 from deepknn_lib.storage import data_dir, digest, whole_file
 
-SPLITS, N_FOLDS = ("paper", "grouped"), 5
-OTHER_SPLITS = {"skin7": {"dermamnist-c": dermamnist_c}}  # ready-made parts that one set has besides
-SEED = 2020  # of the folds we draw ourselves
-MANY = 5000  # images; StratifiedGroupKFold takes long over as many groups, and they need none of it when all differ
+SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
+OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
+MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
 
 
 @dataclass(frozen=True)
@@ -57,11 +46,11 @@ def load_dataset(
     ----------
     name : str
         A key of `CATALOG`; `folder:<path>` takes anyone's class folders, `medmnist:<flag>@<size>` a set of MedMNIST+.
-    split : {"paper", "grouped", "dermamnist-c"}
-        `paper`: five folds of images (for `skin7` the authors', from a file), or the ready-made parts (`mnist`,
-        `stl10`, `medmnist`, a folder with `train/` and `test/`, SD-198's own split files). `grouped`: five folds of
-        lesions or patients, so that no group is in both parts. `dermamnist-c`: skin7's leak-free parts of Abhishek
-        et al. (2025), fold 1; its validation images are in neither part.
+    split : {"paper", "grouped", "dermamnist-c", "official"}
+        `paper`: five folds of images (for `skin7` the authors'), or the ready-made parts where a set has them.
+        `grouped`: five folds of lesions or patients, so that no group is in both parts. Of skin7 alone, with one fold:
+        `dermamnist-c`, the leak-free parts of Abhishek et al. (2025), whose validation images are in neither part; and
+        `official`, all 10,015 images for training and the test images of ISIC 2018 Task 3.
     fold : int
         1..5, the fold to test on; the other four are for training. Ready-made parts are fold 1.
     image_size : int
@@ -75,13 +64,12 @@ def load_dataset(
         An argument is unknown, files are missing, bad or contradict each other, or the disk is full. The message
         says what to do; for a set that is not there, how to get it.
     """
-    index = _checked(name, split, fold, image_size, interpolation)
-    folds = folds_of(name, index, split, fold)
-    images, _ = decode(index, name, file_name(name), image_size, interpolation)
-    write_folds(name, index, split, fold, folds)
-    tell(name)
-    entry, everything = entry_of(name)[0], ImageSet(images, index.labels, index.ids, index.groups)
-    info = {key: getattr(entry, key) for key in ("title", "synthetic", "licence", "citation")}
+    index, everything, folds = _read(name, split, fold, image_size, interpolation)
+    entry, kinds = entry_of(name)[0], np.array(index.class_names)[index.labels]
+    rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})
+    with whole_file(data_dir() / "splits" / f"{file_name(name)}-{split}.csv") as temporary:
+        rows.to_csv(temporary, index=False, lineterminator="\n")
+    info = {key: getattr(entry, key) for key in ("synthetic", "licence", "citation")}
     info |= {"split": split, "fold": fold, "smallest": int(np.bincount(index.labels).argmin())}
     info |= {"title": index.title or entry.title, "grouped": index.is_grouped}
     if len(index.class_names) < entry.n_classes:
@@ -102,31 +90,30 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
 
     With `split=None` the split is left out, for what is the same on every split, such as frozen features.
     """
-    index = _checked(name, split or "paper", fold, image_size, interpolation)
-    _, pixels = decode(index, name, file_name(name), image_size, interpolation)
+    index, everything, folds = _read(name, split, fold, image_size, interpolation)
     texts = ("\n".join(lines) for lines in (index.class_names, index.ids, index.groups))
-    parts = [folds_of(name, index, split, fold) == fold] if split else []
-    return digest(*texts, index.labels, *parts, pixels)
+    parts = [folds == fold] if split else []
+    return digest(*texts, index.labels, *parts, hashlib.sha256(everything.images).hexdigest())
 
 
-def _checked(name: str, split: str, fold: int, size: int, interpolation: str) -> Index:
-    """The index of a set that has no problem; ValueError for one that has, or an argument that cannot be meant."""
+def _read(
+    name: str, split: str, fold: int, size: int, interpolation: str
+) -> tuple[Index, ImageSet, np.ndarray]:
+    """The index of a set, all its images and its folds; ValueError for what is wrong or cannot be meant."""
     known = (*SPLITS, *OTHER_SPLITS.get(entry_of(name)[1], ()))
-    if split not in known or fold not in range(1, N_FOLDS + 1):
+    if split not in (*known, None) or fold not in range(1, N_FOLDS + 1):
         raise ValueError(f"split is one of {known} and fold one of 1..{N_FOLDS}, got {split!r} and {fold!r}")
     if size < 16 or interpolation not in INTERPOLATIONS:
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
-    index = index_of(name)
-    if index.problems:
-        first = "; ".join(f"{check}: {item} {reason}" for check, item, reason in index.problems[:3])
-        told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
-        raise ValueError(f"{name}: {len(index.problems)} problems. {first}. {told}")
+    index = index_of(name, split)
     counts = np.bincount(index.labels, minlength=len(index.class_names))
     if counts.min() < N_FOLDS:
         what = f"class {index.class_names[counts.argmin()]!r} has {counts.min()} images; five folds need 5 or more"
         raise ValueError(f"{name}: {what}. Add images, or leave the class out")
-    return index
+    folds = folds_of(name, index, split, fold) if split else None
+    images = decode(index, name, file_name(name), size, interpolation)
+    return index, ImageSet(images, index.labels, index.ids, index.groups), folds
 
 
 def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
@@ -142,9 +129,9 @@ def place(name: str) -> Path:
     """The folder of a set; FileNotFoundError, which says how to get it, if it is not there."""
     entry, kind, argument = entry_of(name)
     root = Path(argument).expanduser().resolve() if kind == "folder" else data_dir() / kind
+    wanted = [medmnist_info(argument)["name"]] if kind == "medmnist" else entry.wanted
     if kind == "folder" and not root.is_dir():
         raise FileNotFoundError(f"{name}: there is no folder {root}")
-    wanted = [medmnist_info(argument)[2]] if kind == "medmnist" else entry.wanted
     if wanted and not any((root / file).exists() for file in wanted):
         command = f"Run `python -m deepknn_lib download {name}` ({entry.size}). " if entry.size else ""
         raise FileNotFoundError(f"{name} is not in {root}. {command}{by_hand(name)}")
@@ -157,12 +144,12 @@ def by_hand(name: str) -> str:
     return f"By hand: {entry.steps} (the folder: {data_dir() / kind}; the page: {entry.page}; see data/README.md)"
 
 
-def index_of(name: str) -> Index:
+def index_of(name: str, split: str = "paper") -> Index:
     """What a set holds, and what is wrong with its tables and folders, before any image is opened."""
     _, kind, argument = entry_of(name)
     root = place(name)
     try:
-        return READERS[kind](root, argument)
+        return READERS[kind](root, argument, split)
     except Exception as error:  # half a file, a wrong checksum: torchvision and NumPy raise many kinds
         if kind not in ("mnist", "stl10", "medmnist"):
             raise
@@ -172,24 +159,23 @@ def index_of(name: str) -> Index:
 
 
 def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
-    """The fold in which each image is tested, int64 (N,), 1..5; 0 for never, -1 for neither tested nor trained on.
+    """The fold in which each image is tested, int64 (N,), 1..5, or 0 for never.
 
-    ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
+    It is -1 for images that are neither for test nor for training. ValueError or FileNotFoundError if there is no such
+    fold, or the published folds are not there or do not fit.
     """
     if split == "grouped":
         by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
         return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
-    if split not in SPLITS:
-        if fold != 1:
-            raise ValueError(f"the split {split} has one test part, fold 1, not {fold}")
-        return OTHER_SPLITS[name][split](place(name), index)
-    published = PUBLISHED_FOLDS.get(entry_of(name)[1])
-    folds = published(place(name), index, fold) if published else None
-    if folds is None and index.parts is not None:
-        if fold != 1:
-            raise ValueError(f"{name} has one official test part, fold 1, not {fold}; use split='grouped'")
+    if index.parts is not None:
         folds = (index.parts == "test").astype(np.int64)
-    return image_folds(index.labels) if folds is None else folds
+    else:
+        folds = split_file(place(name), index, split) if name == "skin7" else image_folds(index.labels)
+    if not (folds == fold).any():
+        raise ValueError(
+            f"{name} has one test part in the split {split}, fold 1, not {fold}; use split='grouped'"
+        )
+    return folds
 
 
 def image_folds(labels: np.ndarray) -> np.ndarray:
@@ -234,35 +220,12 @@ def file_name(name: str) -> str:
     return f"folder-{place(name).name}-{digest(str(place(name)))}"
 
 
-def write_folds(name: str, index: Index, split: str, fold: int, folds: np.ndarray) -> None:
-    """The split as a CSV, `image,group,class,test_fold`, written anew only if it changed."""
-    ready_made = f"-{fold}" if (folds < 1).any() else ""
-    path = data_dir() / "splits" / f"{file_name(name)}-{split}{ready_made}.csv"
-    kinds = np.array(index.class_names)[index.labels]
-    rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})
-    text = rows.to_csv(index=False, lineterminator="\n")
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-@functools.cache
-def tell(name: str) -> None:
-    """Print the licence and citation of a set of others, once a process."""
-    entry = entry_of(name)[0]
-    if entry.page and multiprocessing.parent_process() is None:
-        print(f"{name}: {entry.title}. Licence: {entry.licence}. Cite: {entry.citation}")
-
-
 def available() -> dict[str, str]:
     """Each data set and whether it is there, or how to get it."""
     states = {}
     for name, entry in CATALOG.items():
         try:
             states[name] = entry.state or f"there: {place(name)}"
-            if name == "skin7":
-                folds_file(place(name))
         except FileNotFoundError as error:
-            known = f"{states[name]}; grouped split only" if name in states else "not there"
-            states[name] = f"{known}: {error}"
+            states[name] = f"not there: {error}"
     return states
