@@ -1,8 +1,10 @@
 """Made-up data sets in the layouts that the readers know, and the error that a call must end with."""
 
 import io
+import json
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,8 @@ from deepknn_lib.datasets.synthetic import CLASS_NAMES
 
 TASK = "ISIC2018_Task3_Training"
 PNEUMONIA_CLASSES = tuple(CATALOG["pneumonia"].counts)
+# what is refused, and what is said then: layout, file, what is done to it (its text as Latin-1), message
+REFUSED = json.loads(Path(__file__).with_name("bad_input.json").read_text(encoding="utf-8"))
 ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official columns
 # of each image its id, class, lesion and fold
 SKIN7 = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7], f"HAM_{n % 7}_{n // 14}", n // 7 % 5 + 1) for n in range(70)]

@@ -133,86 +133,42 @@ def saved(image, kind="TIFF", **options):
     return stream.getvalue()
 
 
-def cut(share, kind):
-    return saved(COLOURED, kind)[: int(len(saved(COLOURED, kind)) * share)]
+def made(name):
+    """The bytes of an image that is bad in one way."""
+    tiffs = {"fractions": np.float32([[0, 0.5, 1]]), "over 16 bits": np.int32([[70000, 5]])}
+    tiffs |= {"negative numbers": np.int32([[-1, 5]]), "noise": NOISE}
+    if name in tiffs:
+        return saved(Image.fromarray(tiffs[name]))
+    return {
+        "cut DICOM": dicom(RAMP)[:-100],
+        "DICOM with a palette": dicom(RAMP, "PALETTE COLOR"),
+        "bomb": png(60_000, 60_000, 8, 2, b"\0"),
+        "zero is white": saved(Image.fromarray(DEEP), tiffinfo={262: 0}),
+    }.get(name) or saved(COLOURED, name.split()[-1])[:1200]
 
 
 def harm(root, pattern, content):
-    """Puts bytes, pixels or a link (a text) there; replaces one text by another (a pair); or removes it (None)."""
+    """Puts a text, a made image or a link there; replaces one text by another (a pair); or removes it."""
     for path in [*root.glob(pattern)] or [root / pattern]:
         path.parent.mkdir(exist_ok=True)
-        if content is None:
+        if content == "remove":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif isinstance(content, tuple):
+        elif isinstance(content, list):
             assert content[0] in path.read_text()
             path.write_text(path.read_text().replace(*content, 1))
-        elif isinstance(content, str):
-            path.symlink_to(content)
+        elif "link" in content:
+            path.symlink_to(content["link"])
         else:
-            path.write_bytes(content) if isinstance(content, bytes) else Image.fromarray(content).save(path)
+            path.write_bytes(
+                made(content["made"]) if "made" in content else content["text"].encode("latin-1")
+            )
 
 
-PAGE, HAM, TRUTH, GROUPS, FOLDS = b"<html>404", "HAM*.csv", "*/*GroundTruth.csv", "groups.csv", "folds.csv"
-BOMB, NO_CLASS = png(60_000, 60_000, 8, 2, b"\0"), "1 images .ISIC.* are of an unknown class"
-NO_GREYS = "numbers, {} to {}, are no 16-bit greys.*convert it to an 8-bit PNG".format
-# of a good set which file, and what is done to it; what loading says; `verify` lists these errors
-BAD = {
-    "cut JPEG": ("folder", "ill/x.jpg", cut(2 / 3, "JPEG"), "x.jpg cannot be read .*truncated.*get it again"),
-    "stub of a JPEG": ("folder", "ill/x.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "x.jpg cannot be read"),
-    "cut PNG": ("folder", "ill/x.png", cut(0.5, "PNG"), "x.png cannot be read .*truncated"),
-    "cut TIFF": ("folder", "ill/x.tif", cut(0.5, "TIFF"), "x.tif cannot be read"),
-    "cut DICOM": ("folder", "ill/x.dcm", dicom(RAMP)[:-100], "x.dcm cannot be read"),
-    "DICOM with a palette": ("folder", "ill/x.dcm", dicom(RAMP, "PALETTE COLOR"), "in a palette or table"),
-    "zero bytes": ("folder", "ill/3.png", b"", "3.png cannot be read .*0 bytes.*get it again"),
-    "text called .jpg": ("folder", "ill/x.jpg", b"I am no image", "x.jpg cannot be read .*first b'I am no imag'"),
-    "a page called .png": ("folder", "ill/3.png", PAGE, "3.png cannot be read .*b'<html>"),
-    "a page called .dcm": ("folder", "ill/x.dcm", PAGE * 20, "x.dcm cannot be read .*<html>"),
-    "noise called .bmp": ("folder", "ill/x.bmp", bytes(range(200, 256)) * 4, "x.bmp cannot be read"),
-    "bomb": ("folder", "ill/3.png", BOMB, "3.png cannot be read .*exceeds limit"),
-    "fractions": ("folder", "ill/x.tif", np.float32([[0, 0.5, 1]]), NO_GREYS(0, 1)),
-    "over 16 bits": ("folder", "ill/x.tif", np.int32([[70000, 5]]), NO_GREYS(5, 70000)),
-    "negative numbers": ("folder", "ill/x.tif", np.int32([[-1, 5]]), NO_GREYS(-1, 5)),
-    "zero is white": ("folder", "ill/x.tif", saved(Image.fromarray(DEEP), tiffinfo={262: 0}), NO_GREYS(0, 65535)),
-    "a folder called .png": ("folder", "ill/y.png/.x", b"", "y.png cannot be read .*Is a directory"),
-    "a broken link": ("folder", "ill/z.png", "gone", "z.png cannot be read .*No such file"),
-    "one image in a class": ("folder", "rare/1.png", NOISE, "class 'rare' has 1 images; five folds need 5"),
-}  # fmt: skip
-FATAL = {  # here `verify` says the same, and nothing else
-    "an empty class": ("folder", "rare/.x", b"", "rare is empty: remove it"),
-    "an empty folder": ("folder", "*", None, "each of 2 or more classes, .*it has none"),
-    "one class": ("folder", "ill", None, "each of 2 or more classes, .*it has healthy"),
-    "a group, no image": ("patients", GROUPS, ("ill/9.", "ill/99.png,P1\nill/9."), "ill/99.png. are without a file"),
-    "no group row": ("patients", GROUPS, ("ill/3.png,P11\n", ""), "ill/3.png. are files without a row; add one"),
-    "no group": ("patients", GROUPS, ("ill/3.png,P11", "ill/3.png,"), "ill/3.png. are without a .*patient; give"),
-    "two groups": ("patients", GROUPS, ("ill/4", "ill/3.png,P9\nill/4"), "ill/3.png. are named twice; keep one row"),
-    "a table without file": ("patients", GROUPS, ("file", "name"), "groups.csv needs the column file and one more"),
-    "a table without groups": ("patients", GROUPS, b"file\nx", "groups.csv needs the column file and one more"),
-    "another encoding": ("patients", GROUPS, b"file,p\n\xff\xfe,", "save it as CSV in UTF-8"),
-    "an empty table": ("patients", GROUPS, b"", "groups.csv cannot be read as a table"),
-    "a row without image": ("dataverse", "*/*07.jpg", None, "ISIC_0000007. are without a file"),
-    "an image without row": ("dataverse", "HAM10000_images_part_1/ISIC_9.jpg", NOISE, "ISIC_9. are files without"),
-    "an unknown class": ("dataverse", HAM, (",nv", ",naevus"), "of an unknown class; the classes are akiec"),
-    "a doubled id": ("dataverse", HAM, ("dx\n", "dx\nHAM_0_0,ISIC_0000007,bcc\n"), "ISIC_0000007. are named twice"),
-    "a row cut short": ("dataverse", HAM, ("ISIC_0000008,bcc", "ISIC_0000008"), "ISIC_0000008. are of an unknown"),
-    "no lesion": ("dataverse", HAM, ("HAM_0_0,", ","), "are without a lesion"),
-    "a missing column": ("dataverse", HAM, ("dx", "diagnosis"), "csv needs the columns image_id, dx, lesion_id"),
-    "a missing table": ("skin7", "*Groupings.csv", None, "Groupings.csv is missing; see data/README.md"),
-    "two classes": ("skin7", TRUTH, ("0.0,1.0", "1.0,1.0"), NO_CLASS),
-    "no class": ("skin7", TRUTH, ("0.0,1.0", "0.0,0.0"), NO_CLASS),
-    "twice a class": ("skin7", TRUTH, ("0.0,1.0", "0.0,2.0"), NO_CLASS),
-    "an empty lesion": ("skin7", "*Groupings.csv", ("HAM_0_0", ""), "ISIC_0000000.* are without a lesion"),
-    "two boxes": ("pneumonia", "*.csv", ("class\n", "class\n00000000-aa,Lung Opacity\n"), "00000000-aa. are named"),
-}  # fmt: skip
-BAD |= {
-    "two folds": ("skin7", FOLDS, ("0000001,", "0000000,"), "line 3: 'ISIC_0000000' is there again.*correct or"),
-    "fold 7": ("skin7", FOLDS, ("0000001,1", "0000001,7"), "line 3: 'ISIC_0000001' .*fold is not one of 1, 2"),
-    "other folds": ("skin7", FOLDS, ("ISIC_0000001", "x"), "by 1, as ISIC_0000001; is it this set's"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD | FATAL)
-def test_bad_input_is_refused_and_verify_finds_it(data, case):
-    layout, path, content, said = (BAD | FATAL)[case]
+@pytest.mark.parametrize(
+    ("verify_says", "case"), [(s, c) for s in list(sets.REFUSED)[:2] for c in sets.REFUSED[s]]
+)
+def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
+    layout, path, content, said = sets.REFUSED[verify_says][case]
     name, split = {"dataverse": "skin7"}.get(layout, layout), "paper" if layout == "skin7" else "grouped"
     if layout in ("folder", "patients"):
         root = class_folders(data.parent / "my images é", groups=layout == "patients")
@@ -222,16 +178,16 @@ def test_bad_input_is_refused_and_verify_finds_it(data, case):
     harm(root, path, content)
     refused(said, load_dataset, name, split, 1, 24)
     assert not list((data / "cache").glob("*"))  # nothing half made
-    if case in FATAL:
-        refused(said, verify.of_dataset, name)
-    else:
+    if verify_says == "verify lists it":
         assert verify.failed(verify.of_dataset(name)[0])
+    else:
+        refused(said, verify.of_dataset, name)
 
 
 def test_all_bad_files_are_tried_and_verify_lists_them(data):
     root = class_folders(data / "a b")
     assert verify.of_dataset(f"folder:{root}")[0].empty
-    harm(root, "healthy/[0-6].png", b"")
+    harm(root, "healthy/[0-6].png", {"text": ""})
     said = r"7 of 20 images.*0.png.*1.png.*2.png.*verify 'folder:.*a b'` lists all"
     refused(said, load_dataset, f"folder:{root}", "paper", 1, 24)
     found, _ = verify.of_dataset(f"folder:{root}")
