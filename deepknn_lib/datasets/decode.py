@@ -86,11 +86,9 @@ def open_image(path: Path) -> Image.Image:
         with contextlib.suppress(Exception):  # a broken EXIF block is no reason to refuse an image
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] in "FI":
-            tags, greys = (
-                getattr(image, "tag_v2", {}),
-                np.asarray(image),
-            )  # TIFF's 258: bits, 262: what zero is
+            tags, greys = getattr(image, "tag_v2", {}), np.asarray(image)
             low, high = greys.min(), greys.max()
+            # TIFF's tag 258 is the number of bits, and tag 262 says whether zero is white.
             if image.mode == "F" or low < 0 or high > 65535 or 12 in tags.get(258, ()) or tags.get(262) == 0:
                 raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
             image = Image.fromarray(np.rint(greys / 257).astype(np.uint8))
@@ -158,14 +156,13 @@ def decode(index, name: str, file_name: str, size: int, interpolation: str) -> n
     path = data_dir() / "cache" / f"{file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index), index.channels, size, size)
     if not path.is_file():
+        bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
         resized = each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}")
-        bad = []
         with room_for(path), whole_file(path) as temporary, open(temporary, "wb") as file:
             for image in resized:
                 # A memory map would end the process when the disk is full.
                 bad.append(image) if isinstance(image, str) else file.write(image)
             if bad:
-                told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
                 raise ValueError(f"{len(bad)} of {len(index)} images are bad: {'; '.join(bad[:3])}. {told}")
             if file.tell() != math.prod(shape):
                 raise ValueError(f"{name} has not {len(index)} images of {shape[1:]}; get it again")

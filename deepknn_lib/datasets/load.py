@@ -96,9 +96,7 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
     return digest(*texts, index.labels, *parts, hashlib.sha256(everything.images).hexdigest())
 
 
-def _read(
-    name: str, split: str, fold: int, size: int, interpolation: str
-) -> tuple[Index, ImageSet, np.ndarray]:
+def _read(name: str, split: str | None, fold: int, size: int, interpolation: str) -> tuple:
     """The index of a set, all its images and its folds; ValueError for what is wrong or cannot be meant."""
     known = (*SPLITS, *OTHER_SPLITS.get(entry_of(name)[1], ()))
     if split not in (*known, None) or fold not in range(1, N_FOLDS + 1):

@@ -73,9 +73,8 @@ def index_of_rows(rows: pd.DataFrame, files: dict[str, Path], names: tuple, sour
         if len(wrong):
             raise ValueError(f"{source}: {len(wrong)} images ({', '.join([*wrong][:3])}) are {what}")
     labels = rows["class"].map({name: label for label, name in enumerate(names)}).to_numpy(np.int64)
-    return Index(
-        labels, *(rows[of].to_numpy(str) for of in ("image", "group")), names, [*map(files.get, images)]
-    )
+    ids, groups = (rows[column].to_numpy(str) for column in ("image", "group"))
+    return Index(labels, ids, groups, names, [*map(files.get, ids)])
 
 
 def from_table(root: Path, names: tuple, layout: dict) -> Index:
@@ -88,10 +87,7 @@ def from_table(root: Path, names: tuple, layout: dict) -> Index:
 def challenge(root: Path, part: str) -> Index:
     """The "Training" or "Test" part of ISIC 2018 Task 3; a test image is a group of its own."""
     names, start = synthetic.CLASS_NAMES, f"ISIC2018_Task3_{part}_"
-    source, columns = (
-        root / f"{start}GroundTruth" / f"{start}GroundTruth.csv",
-        [name.upper() for name in names],
-    )
+    source, columns = root / f"{start}GroundTruth/{start}GroundTruth.csv", [name.upper() for name in names]
     rows = table(source, "image", *columns)
     marks = rows[columns].apply(pd.to_numeric, errors="coerce").fillna(-1)
     clear = marks.isin((0, 1)).all(axis=1) & (marks.sum(axis=1) == 1)
@@ -126,37 +122,33 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     without a row is for training. FileNotFoundError if the file is not there, ValueError if it does not fit.
     """
     given = os.environ.get("DEEPKNN_SKIN7_FOLDS") if split == "paper" else None
-    path = Path(
-        given or root / {"paper": "folds.csv", "dermamnist-c": "dermamnist_c.csv"}[split]
-    ).expanduser()
+    path = Path(given or root / ("folds.csv" if split == "paper" else "dermamnist_c.csv")).expanduser()
     fetched = [root / f"split_data_{fold}_fold_test.csv" for fold in range(1, 6)]
     if split == "paper" and not path.is_file() and fetched[0].is_file():
         five = [table(path, "image_test").assign(fold=str(fold)) for fold, path in enumerate(fetched, 1)]
         rows, path = pd.concat(five, ignore_index=True), fetched[0]
         rows["image"] = rows["image_test"].str.removesuffix(".jpg")
     elif path.is_file():
-        rows = table(path).rename(
-            columns={"image_id": "image"} | dict.fromkeys(("split", "part", "test_fold"), "fold")
-        )
+        names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
+        rows = table(path).rename(columns=names)
     else:
         how = (
-            "get it with `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the"
+            "run `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the columns"
         )
-        how += " columns image,test_fold (see data/README.md), or use split='grouped'"
+        how += " image,test_fold (see data/README.md), or use split='grouped'"
         raise FileNotFoundError(f"skin7's split {split} needs {path}: {how}")
     if not {"image", "fold"} <= {*rows}:
         raise ValueError(f"{path} needs the columns image and test_fold; it has {', '.join(rows)}")
     wrong = rows[rows["image"].duplicated() | ~rows["fold"].isin([*FOLDS])]
     if len(wrong):
-        what = (
-            f"line {wrong.index[0] + 2}: {wrong['image'].iloc[0]!r} is there again, or its fold is not one of"
-        )
-        raise ValueError(f"{path}, {what} {', '.join(FOLDS)}; correct or remove it")
+        line, image = wrong.index[0] + 2, wrong["image"].iloc[0]
+        what = f"{image!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
+        raise ValueError(f"{path}, line {line}: {what}; correct or remove it")
     folds = rows.set_index("image")["fold"].map(FOLDS).reindex(index.ids)
     missing = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
     if missing:
         raise ValueError(
-            f"{path} differs from the images by {len(missing)}, as {missing[0]}; is it this set's?"
+            f"{path} and the images differ by {len(missing)}, as {missing[0]}: is it this set's?"
         )
     return folds.fillna(0).to_numpy(np.int64)
 
@@ -171,20 +163,17 @@ def class_folders(root: Path, argument: str, _: str) -> Index:
     base, source = root / "images" if (root / "images").is_dir() else root, root / "groups.csv"
     folders = [path for path in base.glob("[!.]*") if path.is_dir()]
     nested = [
-        path for part in folders if part.name.lower() in PARTS for path in part.glob("[!.]*") if path.is_dir()
+        path for path in base.glob("[!.]*/[!.]*") if path.is_dir() and path.parent.name.lower() in PARTS
     ]
     ready_made = {PARTS[path.parent.name.lower()] for path in nested} == {"train", "test"}
-    paths = [path for folder in (nested if ready_made else folders) for path in folder.glob("[!.]*")]
-    files = {
-        path.relative_to(base).as_posix(): path for path in sorted(paths) if path.suffix.lower() in SUFFIXES
-    }
-    names = sorted({path.name for path in (nested if ready_made else folders)})
-    empty = {*names} - {path.parent.name for path in files.values()}
+    folders = nested if ready_made else folders
+    found = sorted(path for folder in folders for path in folder.glob("[!.]*"))
+    files = {path.relative_to(base).as_posix(): path for path in found if path.suffix.lower() in SUFFIXES}
+    names = sorted({path.name for path in folders})
+    empty = ", ".join({*names} - {path.parent.name for path in files.values()})
     if len(names) < 2 or empty:
-        what = (
-            f"needs a folder for each of 2 or more classes, with images; it has {', '.join(names) or 'none'}"
-        )
-        raise ValueError(f"{base} {what}" + f"; {', '.join(empty)} is empty: remove it" * bool(empty))
+        what = f"{base} needs folders of 2 or more classes with images; it has {', '.join(names) or 'none'}"
+        raise ValueError(f"{what}; {empty} is empty: remove it" if empty else what)
     rows = pd.DataFrame({"file": [*files], "group": [*files]})
     if source.is_file():
         rows = table(source)
@@ -252,21 +241,15 @@ def medmnist_info(argument: str) -> dict:
         what = f"medmnist:{argument}: the sizes are 28, 64, 128 and 224, as in medmnist:bloodmnist@64"
         raise ValueError(f"{what}; the 2-D sets with one label an image are {', '.join(usable)}")
     end = "" if size in ("", "28") else f"_{size}"
-    file = {
-        "name": f"{flag}{end}.npz",
-        "url": INFO[flag][f"url{end}"],
-        "checksum": f"md5:{INFO[flag][f'MD5{end}']}",
-    }
-    return INFO[flag] | file | {"made": "", "size": size or "28"}
+    info = INFO[flag] | {"name": f"{flag}{end}.npz", "made": "", "size": size or "28"}
+    return info | {"url": info[f"url{end}"], "checksum": f"md5:{info[f'MD5{end}']}"}
 
 
 def medmnist(root: Path, argument: str, _: str) -> Index:
     """A set of MedMNIST+; its validation part is put to the training part. No patients are known."""
     info = medmnist_info(argument)
     path = root / info["name"]
-    stored = np.load(
-        path, allow_pickle=False
-    )  # Each array is read when it is asked for, up to 14 GB at 224 pixels.
+    stored = np.load(path, allow_pickle=False)  # An array is read when it is asked for, up to 14 GB.
     labels = {part: stored[f"{part}_labels"] for part in ("train", "val", "test")}
     title = f"{info['python_class']} (MedMNIST+, {info['size']} × {info['size']})"
 

@@ -99,28 +99,20 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     add("error", "unreadable images", ids, bad)
     add("error", "class counts", off, [f"has {has.get(n, 0)} images, not {expected.get(n, 0)}" for n in off])
     add("error", "small classes", has, [f"has {n} images: five folds need 5" * (n < 5) for n in has.values()])
-    add(
-        "warning", "tiny images", ids, np.where(side < 8, "its shorter side has under 8 pixels: an icon?", "")
-    )
-    add(
-        "warning", "constant images", ids, np.where(constant, "all its pixels have one colour; remove it", "")
-    )
+    add("warning", "tiny images", ids, np.where(side < 8, "its shorter side has under 8 pixels", ""))
+    add("warning", "constant images", ids, np.where(constant, "all its pixels have one colour", ""))
     mixed = kinds[kinds.str.contains(", ")]
     add("warning", "groups of several classes", mixed.index, mixed + "; do they show one patient or lesion?")
-    first = pd.Series(range(len(ids))).groupby(content).transform("first").to_numpy()
-    first = np.where(bad == "", first, np.arange(len(ids)))
-    large = np.flatnonzero((first == np.arange(len(ids))) & (side >= THUMBNAIL) & (bad == ""))
-    pairs = [(i, j, "the same pixels") for j, i in enumerate(first) if i != j]
-    pairs += [(large[i], large[j], f"similarity {s:.2f}") for i, j, s in near_pairs(thumbnails[large])]
     cluster = np.arange(len(ids))
+    first = pd.Series(cluster).groupby(content).transform("first").to_numpy()
+    large = np.flatnonzero((first == cluster) & (side >= THUMBNAIL) & (bad == ""))
+    pairs = [(i, j, "the same pixels") for j, i in enumerate(first) if i != j and bad[j] == ""]
+    pairs += [(large[i], large[j], f"similarity {s:.2f}") for i, j, s in near_pairs(thumbnails[large])]
     for i, j, how in sorted(pairs, key=lambda pair: pair[1]):
         cluster[j], exact, known = cluster[i], how == "the same pixels", groups[i] == groups[j]
         how += ", in one group" if known else ", in different groups; remove one, or give both one group"
-        severity, check = (
-            "note" if known and not exact else "warning",
-            f"{'exact' if exact else 'near'} duplicates",
-        )
-        found.append((severity, check, ids[i], ids[j], how))
+        severity = "note" if known and not exact else "warning"
+        found.append((severity, f"{'exact' if exact else 'near'} duplicates", ids[i], ids[j], how))
         if names[i] != names[j]:
             told = f"{names[i]} and {names[j]}; correct or remove one ({how})"
             found.append(("error" if exact else "warning", "duplicates across classes", ids[i], ids[j], told))
