@@ -5,8 +5,8 @@ several photographs per lesion, some of them near duplicates, and nuisances (hai
 not depend on the class. The looks of different classes overlap, so that colour alone does not name the class. Nothing
 measured on these images says anything about skin disease.
 
-NumPy guarantees the numbers of `RandomState` for ever. All shapes have smooth edges and the arithmetic is float64, so
-the last bit of a platform's `tanh` does not reach the bytes.
+NumPy guarantees the floating-point numbers of `RandomState` for ever, on every platform. All shapes have smooth edges
+and the arithmetic is float64, so the last bit of a platform's `tanh` does not reach the bytes.
 """
 
 import json
@@ -19,7 +19,7 @@ from numpy.random import RandomState
 
 LOOKS_FILE = Path(__file__).with_name("looks.json")
 _TABLE = json.loads(LOOKS_FILE.read_text(encoding="utf-8"))
-_CLASSES, SEED = _TABLE["classes"], 79
+_CLASSES, SEED = _TABLE["classes"], 79  # With this seed there are 2,228 lesions, a share as in HAM10000.
 CLASS_NAMES = tuple(_CLASSES)
 CLASS_LONG_NAMES = {name: about["long_name"] for name, about in _CLASSES.items()}
 LOOKS = {name: [SimpleNamespace(**look) for look in about["looks"]] for name, about in _CLASSES.items()}
@@ -31,12 +31,10 @@ PULL = (0.25, 0.65)  # how far they go, uniformly; 1 would be that look itself
 
 def describe() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels int64 (N,), ids `<group>_<view>` and groups str (N,); images of a lesion are neighbours."""
-    rows = [
-        (label, f"lesion_{n:05d}", v) for n, (label, views) in enumerate(_lesions()) for v in range(views)
-    ]
-    labels, groups, views = zip(*rows, strict=True)
-    ids = [f"{group}_{view + 1}" for group, view in zip(groups, views, strict=True)]
-    return np.array(labels), np.array(ids), np.array(groups)
+    labels, views = np.array(_lesions(), np.int64).T
+    groups = [f"lesion_{n:05d}" for n in range(len(views))]
+    ids = [f"{group}_{view}" for group, of in zip(groups, views, strict=True) for view in range(1, of + 1)]
+    return labels.repeat(views), np.array(ids), np.repeat(groups, views)
 
 
 def draw(size: int) -> Iterator[np.ndarray]:
@@ -67,7 +65,9 @@ def _photograph(name: str, lesion: int, view: int, size: int) -> np.ndarray:
     shift = 0.08 * rng.normal(size=2) @ [1, 1j]
     image = _lesion(name, RandomState([SEED, lesion, 0]), axis, zoom, shift)
     z, turn = axis + 1j * axis[:, None], rng.uniform(0, 2 * np.pi)
-    for _ in range(rng.randint(1, 6) * (rng.rand() < 0.25)):  # The hairs of one image run about the same way.
+    for _ in range(
+        int(rng.uniform(1, 6)) * (rng.rand() < 0.25)
+    ):  # The hairs of one image run about the same way.
         hair = z * np.exp(1j * (turn + 0.3 * rng.normal()))
         gap = hair.imag - rng.uniform(-0.95, 0.95) - 0.25 * rng.normal() * hair.real**2
         _paint(image, (60, 44, 38), 0.8 * np.exp(-((gap / 0.027) ** 2)))
@@ -129,7 +129,8 @@ def _lesion(name: str, rng: RandomState, axis: np.ndarray, zoom: complex, shift:
 
 def _look(name: str, rng: RandomState) -> SimpleNamespace:
     """How one lesion of a class looks: the attributes of `looks.json` and three colours, each (3,)."""
-    looks = [_CLASSES[one]["looks"] for one in (name, rng.choice(_CLASSES[name]["confusable"]))]
+    others = _CLASSES[name]["confusable"]
+    looks = [_CLASSES[one]["looks"] for one in (name, others[int(rng.uniform(0, len(others)))])]
     pair = [rng.choice(of_class, p=[look["share"] for look in of_class]) for of_class in looks]
     pull, shade, mixed = rng.uniform(*PULL) * (rng.rand() < AMBIGUOUS), 12 * rng.normal(size=(3, 1)), {}
     for key, about in _TABLE["attributes"].items():
