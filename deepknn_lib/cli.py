@@ -2,20 +2,13 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-_CHOSEN = (
-    "dataset",
-    "method",
-    "split",
-    "seed",
-    "loss",
-    "base",
-)  # fields of a run with an option of their own
+# The fields of a run that have an option of their own, or none.
+_CHOSEN = ("dataset", "method", "split", "seed", "loss", "base")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,10 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--out", type=Path, metavar="FILE", help="the findings as CSV")
     for one in (download, verify):
         one.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
-
     run = command("run", _run, "train and judge one method once")
     run.add_argument("--method", required=True, choices=METHODS)
-    run.add_argument("--split", default="paper", choices=("paper", "grouped"))
+    run.add_argument("--split", default="paper", help="paper, grouped, or another of the set's")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
     grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
@@ -54,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="default: the profile's")
     grid.add_argument(
         "--sweeps", action="store_true", help="then whole-set search, and K and M as in Table S3"
+    )
+    grid.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at once (default: the cores, or 1 on a GPU)"
     )
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
@@ -66,8 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
             kind = int if field.default is None else type(field.default)
-            how = {"type": kind, "metavar": kind.__name__}
-            how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
+            how = (
+                {"action": argparse.BooleanOptionalAction}
+                if kind is bool
+                else {"type": kind, "metavar": kind.__name__}
+            )
             settings.add_argument(f"--{field.name.replace('_', '-')}", **how)
     return parser
 
@@ -100,13 +98,11 @@ def _datasets(_: argparse.Namespace) -> None:
 
     for name, state in available().items():
         entry = CATALOG[name]
-        counts = (
+        held = (
             f" {sum(entry.counts.values()):,} images in {len(entry.counts)} classes." if entry.counts else ""
         )
-        page = f"\n    page: {entry.page}" if entry.page else ""
-        print(
-            f"{name}: {entry.title}.{counts} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}{page}"
-        )
+        print(f"{name}: {entry.title}.{held} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
+        print(f"    page: {entry.page}" if entry.page else "", end="\n" if entry.page else "")
 
 
 def _download(arguments: argparse.Namespace) -> None:
@@ -146,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _grid(arguments: argparse.Namespace) -> None:
     from deepknn_lib.storage import whole_file
     from deepknn_lib.study import results, runs
-    from deepknn_lib.study.experiments import estimate_remaining, execute_all, pick_device
+    from deepknn_lib.study.experiments import execute_all
 
     own, profile = arguments.dataset.startswith("folder:"), arguments.profile  # a path may have commas
     names, changes = [arguments.dataset] if own else _list(arguments.dataset), _changes(arguments)
@@ -156,9 +152,7 @@ def _grid(arguments: argparse.Namespace) -> None:
     compared = [run for s, name in order for run in runs.grid(name, profile, *what, (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
     asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
-    workers = 1 if pick_device(arguments.device).type == "cuda" else os.cpu_count() or 1
-    print(estimate_remaining(asked, workers), file=sys.stderr)
-    done = execute_all(asked, arguments.device)
+    done = execute_all(asked, arguments.device, arguments.jobs)
     for path, table in ((arguments.out, results.results_table), (arguments.history, results.history_table)):
         if path:
             with whole_file(path) as temporary:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -73,11 +74,8 @@ def test_a_second_execute_reads_the_cache(made, monkeypatch):
     first = found["deep-knn"]
     second = experiments.execute(replace(first.run, k_predict=1), "cpu")
     assert all(np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
-    assert json.loads((folder / "again").read_text()) == {
-        "event": "run",
-        "status": "cached",
-        "label": first.run.label,
-    }
+    told = json.loads((folder / "again").read_text())
+    assert told == {"event": "run", "status": "cached", "label": first.run.label}
     assert second.history == first.history and second.record["data"] == experiments.data_digest(first.run)
 
 
@@ -111,9 +109,8 @@ def test_other_data_under_the_same_name_are_another_run(squares, tmp_path, monke
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
 
     def put_weights(seed):
-        save_file(
-            build_network("resnet18", seed=seed).backbone.state_dict(), tmp_path / "resnet18.safetensors"
-        )
+        state = build_network("resnet18", seed=seed).backbone.state_dict()
+        save_file(state, tmp_path / "resnet18.safetensors")
 
     put_weights(0)
     run = make_run(name, "knn", "smoke", split="grouped", **weights)
@@ -131,27 +128,23 @@ def test_other_data_under_the_same_name_are_another_run(squares, tmp_path, monke
     assert second.record["data"] != first.record["data"]
     key = "test_groups" if what == "groups" else "test_features"
     assert not np.array_equal(first.arrays[key], second.arrays[key])
-    network = build_network(
-        run.backbone, seed=run.seed, weights=run.weights
-    )  # the features are those of these files
+    network = build_network(run.backbone, seed=run.seed, weights=run.weights)
     direct = extract_features(network, torch.from_numpy(experiments.parts(run).test.images)).numpy()
     np.testing.assert_allclose(second.arrays["test_features"], direct, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_data_in_another_place_have_the_same_digest(squares, tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "data"))
-    digests = [
-        experiments.data_digest(make_run(squares(0, tmp_path / one / "squares"), "knn")) for one in "xy"
-    ]
+    folders = [squares(0, tmp_path / one / "squares") for one in "xy"]
+    digests = [experiments.data_digest(make_run(folder, "knn")) for folder in folders]
     assert digests[0] == digests[1] != experiments.data_digest(make_run(squares(1), "knn"))
 
 
 def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch, tmp_path):
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
     made, run = [], make_run("digits", "knn", "smoke", seed=77)
-    monkeypatch.setattr(
-        experiments, "extract_features", lambda n, x: made.append(len(x)) or extract_features(n, x)
-    )
+    extract = mock.Mock(side_effect=lambda network, x: made.append(len(x)) or extract_features(network, x))
+    monkeypatch.setattr(experiments, "extract_features", extract)
     first = experiments.execute(run, "cpu")
     data = experiments.parts(run)
     assert sum(made) == len(data.train) + len(data.test)
@@ -159,10 +152,7 @@ def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch,
     experiments.execute(replace(run, split="grouped"), "cpu")
     assert sum(made) == len(data.train) + len(data.test)
     where = dict(zip(first.arrays["train_ids"].tolist(), first.arrays["train_features"], strict=True))
-    assert all(
-        np.array_equal(where[i], f)
-        for i, f in zip(validation["test_ids"], validation["test_features"], strict=True)
-    )
+    assert np.array_equal([where[i] for i in validation["test_ids"]], validation["test_features"])
     other = experiments.execute(replace(run, seed=76), "cpu")  # other weights are drawn
     assert not np.allclose(other.arrays["test_features"], first.arrays["test_features"], atol=1e-3)
 
@@ -190,9 +180,8 @@ def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, tmp_path):
         assert not list((experiments.data_dir() / "runs").glob(f"*{run.key}*"))
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="resnet18.safetensors.*there, or unset"):
-        experiments.execute(
-            make_run("lesions", "knn", "smoke", backbone="resnet18", weights="imagenet"), "cpu"
-        )
+        run = make_run("lesions", "knn", "smoke", backbone="resnet18", weights="imagenet")
+        experiments.execute(run, "cpu")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="no GPU"):
         experiments.execute(make_run("lesions", "knn", "smoke"), "cuda")
@@ -215,12 +204,8 @@ def test_a_method_on_features_learns_from_those_of_its_base(tmp_path, classes):
         arrays |= {f"{part}_labels": labels, f"{part}_ids": np.array([f"{part}{i}" for i in range(count)])}
         arrays[f"{part}_features"] = (rng.normal(size=(count, 8)) + 2 * labels[:, None]).astype(np.float32)
     np.savez(tmp_path / "features.npz", **arrays)
-    record = {
-        "class_names": list("abc")[:classes],
-        "smallest": 1,
-        "synthetic": False,
-        "class_counts": {"train": [30, 30]},
-    }
+    record = {"class_names": list("abc")[:classes], "smallest": 1, "synthetic": False}
+    record |= {"class_counts": {"train": [30, 30]}}
     (tmp_path / "run.json").write_text(json.dumps(record | {"seconds": 1}), encoding="utf-8")
     run = make_run("lesions", "mlp-ce", "smoke", epochs=8, lr=0.05)
     found, history, state, about = experiments._on_features(run, tmp_path)
@@ -238,26 +223,8 @@ def test_learnt_is_better_than_the_largest_class_and_not_collapsed():
         return experiments.Result(make_run("lesions", "triplet"), {}, history, record).learnt
 
     assert learnt(75.0) and learnt(61.5) and learnt()  # the last: nothing was trained
-    assert not learnt(60.5) and not learnt(
-        20.0
-    )  # calling everything the largest class is right for 60 of 100
-    assert not learnt(75.0, collapsed=True)
-
-
-def test_the_rest_is_estimated_from_what_the_same_kind_of_run_took(monkeypatch, tmp_path):
-    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
-    runs = grid("digits", "smoke", ("knn", "deep-knn"), ("grouped",), (0, 1))
-    assert experiments.estimate_remaining(runs) == "4 runs: 0 done, 4 to do, time not known yet"
-    for run, seconds in zip(runs[:2], (60, 600), strict=True):
-        folder = experiments.folder_of(run)
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text(json.dumps({"run": vars(run), "seconds": seconds}))
-    assert experiments.estimate_remaining(runs) == "4 runs: 2 done, 2 to do, about 11 minutes"
-    assert experiments.estimate_remaining(runs[:2]) == "2 runs: 2 done, 0 to do"
-    starred = make_run("digits", "deep-knn-ft", "smoke", split="grouped")
-    assert experiments.estimate_remaining([starred]).startswith(
-        "2 runs: 0 done, 2 to do"
-    )  # it starts from another
+    # Calling everything the largest class is right for 60 of 100.
+    assert not learnt(60.5) and not learnt(20.0) and not learnt(75.0, collapsed=True)
 
 
 KILLED = """
@@ -299,9 +266,8 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(tmp_path, monkey
     rows = []
     run = make_run("digits", "deep-knn", "smoke", seed=0, split="grouped", epochs=400)
     monkeypatch.setattr(experiments, "report", lambda **event: rows.append(event))
-    monkeypatch.setattr(
-        experiments, "fit", lambda *_, checkpoint, **__: rows.append(checkpoint.is_file()) or []
-    )
+    handed = mock.Mock(side_effect=lambda *_, checkpoint, **__: rows.append(checkpoint.is_file()) or [])
+    monkeypatch.setattr(experiments, "fit", handed)
     experiments.execute(run, "cpu")
     assert rows[0] is True  # it is handed the checkpoint that the killed process left
 
@@ -333,43 +299,23 @@ def test_the_command_line_says_what_is_wrong_in_a_line(capsys, options, said):
 
 def test_grid_writes_rows_and_epochs(capsys, tmp_path):
     out, epochs = tmp_path / "rows.csv", tmp_path / "epochs.csv"
-    options = [
-        "--methods",
-        "knn,deep-knn",
-        "--seeds",
-        "0",
-        "--splits",
-        "grouped",
-        "--device",
-        "cpu",
-        "--dataset",
-        "digits",
-    ]
-    assert (
-        cli.main(["grid", "--profile", "smoke", *options, "--out", str(out), "--history", str(epochs)]) == 0
+    options = (
+        "grid --profile smoke --methods knn,deep-knn --seeds 0 --splits grouped --device cpu --dataset digits"
     )
+    assert cli.main([*options.split(), "--out", str(out), "--history", str(epochs)]) == 0
     assert len(pd.read_csv(out)) == 4 and len(pd.read_csv(epochs)) == 1  # two values of K_p each; one epoch
     assert "| grouped | kNN" in capsys.readouterr().out
 
 
 def test_grid_goes_in_an_order_that_makes_every_run_count(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(experiments, "execute_all", lambda runs, device: asked.extend(runs) or [])
-    monkeypatch.setattr(experiments, "estimate_remaining", lambda *_: "")
+    monkeypatch.setattr(experiments, "execute_all", lambda runs, *_: asked.extend(runs) or [])
     monkeypatch.setattr(results, "summary", lambda found: pd.DataFrame())
     monkeypatch.setattr(results, "readable", lambda table: table)
-    options = [
-        "--dataset",
-        "lesions,digits",
-        "--profile",
-        "smoke",
-        "--seeds",
-        "0,1",
-        "--sweeps",
-        "--device",
-        "cpu",
-    ]
-    assert cli.main(["grid", *options, "--methods", "knn,deep-knn", "--splits", "grouped"]) == 0
+    options = (
+        "grid --dataset lesions,digits --profile smoke --seeds 0,1 --sweeps --device cpu --splits grouped"
+    )
+    assert cli.main([*options.split(), "--methods", "knn,deep-knn"]) == 0
     first, swept = asked[:8], asked[8:]
     assert [(r.seed, r.dataset, r.method) for r in first] == [
         (s, d, m) for s in (0, 1) for d in ("lesions", "digits") for m in ("knn", "deep-knn")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from deepknn_lib import criteria
+from deepknn_lib import criteria, models
 from deepknn_lib.models import Network, build_network
 from deepknn_lib.training import TrainingConfig, collapsed, fit, leave_one_out_accuracy
 
@@ -111,11 +111,19 @@ def test_images_on_disk_grey_images_and_a_last_batch_of_one_image_train_too(toy,
     assert train(images[11:], labels[11:], config)[1][0]["loss"] > 0
 
 
+def test_bf16_is_used_where_the_device_has_it_and_agrees_with_float32_within_seeds(toy, monkeypatch):
+    config = replace(CONFIG, epochs=4)
+    full, other = (train(*toy, replace(config, seed=seed))[1][-1] for seed in (0, 1))
+    for there in (False, True):
+        monkeypatch.setattr(models, "has_bf16", lambda _, there=there: there)
+        half = train(*toy, replace(config, precision="bf16"))[1][-1]
+        assert (half["loss"] == full["loss"]) != there
+        assert abs(half["loss"] - full["loss"]) <= 2 * abs(other["loss"] - full["loss"])
+
+
 def test_leave_one_out_accuracy_by_hand():
-    features, labels = (
-        torch.tensor([[0.0], [1.0], [2.1], [10.0], [11.0], [2.0]]),
-        torch.tensor([0, 0, 0, 1, 1, 1]),
-    )
+    features = torch.tensor([[0.0], [1.0], [2.1], [10.0], [11.0], [2.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
     # The last point, of class 1, lies among class 0; it is also the nearest neighbour of the third point.
     assert leave_one_out_accuracy(features, labels, k_predict=1) == pytest.approx(100 * 4 / 6)
 

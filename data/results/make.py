@@ -24,7 +24,7 @@ from deepknn_lib.storage import whole_file
 from deepknn_lib.study import claims, experiments, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
 
-PAIRS, LADDER, COUNTED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).values()
+PAIRS, LADDER, COUNTED, AT_64 = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")).values()
 COMPARED = (*TABLE2, "triplet-ft")
 SPLITS = {"skin7": ("paper", "grouped"), "chestxray3": ("paper", "grouped"), "sd198": ("paper",)}
 FROZEN = {"backbone": "resnet50", "weights": "pqf", "image_size": 256}
@@ -39,16 +39,34 @@ def studies() -> dict[str, list[Run]]:
         of_k_and_m = sweeps(name, "demo", (0, 1, 2))["K and M"]
         found[f"{name}_sweeps"] = of_k_and_m + sweeps(name, "demo", seeds)["search"]
     found["skin7_backbones"] = grid("skin7", "demo", TABLE4, ("grouped",), (0,), backbone="small-vgg")
-    tuned = partial(grid, "skin7", "finetune", **TUNED)
-    found["skin7_finetune"] = tuned(COMPARED, SPLITS["skin7"], (0, 1, 2))
-    found["skin7_finetune_search"] = tuned(("deep-knn-global",), ("grouped",), (0, 1))
+    orders = [(seed, split, method) for seed in (0, 1, 2) for split in SPLITS["skin7"] for method in COMPARED]
+    found["skin7_finetune"] = [at_64(method, split=split, seed=seed) for seed, split, method in orders]
+    found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
+    found["skin7_128"] = at_128()
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
-    steps = [{"split": "paper", "seed": 0} | TUNED | change for change in LADDER]
-    found["skin7_ladder"] = [make_run("skin7", "deep-knn", "finetune", **step) for step in steps]
+    found["skin7_ladder"] = [at_64("deep-knn", **{"split": "paper", "seed": 0} | step) for step in LADDER]
     found["skin7_leak"] = grid("skin7", "demo", ("knn",), ("paper",), (0,), **FROZEN)
     return found | {"skin7_paper": on_a_gpu(), "datasets": []}
+
+
+def at_64(method: str, **given) -> Run:
+    """A run on Skin-7 at 64 pixels, as it was before the profile `finetune` had 128; so is what it starts from."""
+    settings = TUNED | AT_64["all"] | AT_64.get(method, {}) | given
+    if start := METHODS[method].base:
+        settings["base"] = at_64(start, **given)
+    return make_run("skin7", method, "finetune", **settings)
+
+
+def at_128() -> list[Run]:
+    """The profile `finetune` on Skin-7, all rivals, one seed by each split and a second one of the main pair."""
+    every = (*TABLE2, "semi-hard", "supcon", "proxy-anchor")
+    plan = [("grouped", 0, (*every, "triplet-ft", "multi-similarity", "nca-loss")), ("paper", 0, every)]
+    plan += [("dermamnist-c", 0, ("knn", "weighted-ce", "ce-knn", "deep-knn", "deep-knn-ft", "supcon"))]
+    plan += [("grouped", 1, ("deep-knn", "weighted-ce", "ce-knn"))]
+    given = [(method, {"split": split, "seed": seed}) for split, seed, methods in plan for method in methods]
+    return [make_run("skin7", method, "finetune", **TUNED | where) for method, where in given]
 
 
 def on_a_gpu() -> list[Run]:
@@ -67,12 +85,13 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
     known = [name for name in studies() if name not in found]
     for name in known:
         found[f"{name}_runs"] = partial(rows, every_vote=name.endswith(("_sweeps", "_finetune"))), [name]
+        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_128")):
+            found[f"{name}_history"] = results.history_table, [name]
         if name.endswith(("_demo", "_finetune", "_table3", "_paper")):
-            found |= {f"{name}_history": (results.history_table, [name])}
-            found |= {f"{name}_differences": (differences, [name])}
+            found[f"{name}_differences"] = differences, [name]
         if name.endswith("_paper"):
             found |= {f"{name}_evidence": (evidence, [name]), f"{name}_predictions": (predictions, [name])}
-    compared = [name for name in known if not name.endswith(("_ladder", "_paper"))]
+    compared = [name for name in known if not name.endswith(("_ladder", "_paper", "_128"))]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
     return found
@@ -159,6 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", metavar="STUDY,STUDY", help=f"some of {', '.join(studies())} (default: all)"
     )
+    parser.add_argument("--jobs", type=int, help="runs at once (default: the cores, or 1 on a GPU)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path(__file__).parent)
     arguments = parser.parse_args(argv)
     known, done = studies(), {}
@@ -168,8 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in wanted:
         try:
             if arguments.train and known[name]:
-                print(f"{name}: {experiments.estimate_remaining(known[name])}", file=sys.stderr)
-                experiments.execute_all(known[name])
+                experiments.execute_all(known[name], jobs=arguments.jobs)
             if missing := sum(not experiments.is_done(run) for run in known[name]):
                 print(
                     f"{name}: left as it is, {missing} of its {len(known[name])} runs are missing",

@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backbone", help="in place of the profile's, like the two that follow")
     parser.add_argument("--weights")
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--jobs", type=int, help="runs at once (default: the cores, or 1 on a GPU)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="add to this CSV (default: the profile's)")
     asked = parser.parse_args(argv)
     search = TRIALS[asked.profile]
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         wanted = asked.methods.split(",") if asked.methods else search["trials"]
         seeds = [int(seed) for seed in asked.seeds.split(",")]
         runs = [trials(asked.dataset, asked.profile, m, **given, seed=s) for m in wanted for s in seeds]
-        rows = results.results_table(experiments.execute_all(sum(runs, [])))
+        rows = results.results_table(experiments.execute_all(sum(runs, []), jobs=asked.jobs))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if out.is_file():

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -73,8 +73,7 @@ def parts(run: Run) -> Dataset:
 
 @cache
 def _digest_of(dataset, split, fold, image_size, backbone, weights) -> str:
-    file = weights_file(backbone, weights)
-    how = preprocessing(backbone, weights)["interpolation"]
+    how, file = preprocessing(backbone, weights)["interpolation"], weights_file(backbone, weights)
     content = dataset_digest(dataset, split, fold, image_size, how)
     return digest(content, file) if file and file.is_file() else content
 
@@ -128,44 +127,21 @@ def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = No
     from tqdm import tqdm
 
     _digest_of.cache_clear()  # files may have been replaced since
-    runs, where = list(runs), pick_device(device)
+    runs, jobs = list(runs), jobs or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
     new = [run for run in runs if not is_done(run)]
-    bases = {run.base.key: run.base for run in new if run.base and not is_done(run.base)}
-    others = {run.key: run.trained for run in new if run.key not in bases}
     for run in {run.key: run for run in runs if run not in new}.values():
         report(event="run", status="cached", label=run.label)
-    waves = [list(wave.values()) for wave in (bases, others) if wave]  # what others start from comes first
-    jobs = jobs or (1 if where.type == "cuda" else os.cpu_count() or 1)
-    workers = min(jobs, max(map(len, waves), default=1))
+    bases = {run.base.key: run.base for run in new if run.base and not is_done(run.base)}
+    others = {run.key: run.trained for run in new if run.key not in bases}
+    workers = min(jobs, max(len(bases), len(others), 1))
+    carry_out = _carry_out if workers == 1 else partial(_in_worker, os.getpid())
+    parallel = Parallel(workers, "loky", return_as="generator_unordered", batch_size=1)
     quiet = "DEEPKNN_PROGRESS" in os.environ or not new
     with tqdm(total=len(bases) + len(others), desc="training", unit="run", disable=quiet) as bar:
-        if workers == 1:
-            todo = bases | others
-            for run in (todo.pop(key, None) for one in new for key in (one.base and one.base.key, one.key)):
-                if run:  # in the order asked for: a base when the first run needs it
-                    _carry_out(run, *_folders(run), device)
-                    bar.update()
-        else:
-            parallel = Parallel(workers, "loky", return_as="generator_unordered", batch_size=1)
-            for wave in waves:
-                for _ in parallel(delayed(_in_worker)(run, *_folders(run), device, os.getpid()) for run in wave):
-                    bar.update()
+        for wave in (bases, others):  # what others start from comes first
+            for _ in parallel(delayed(carry_out)(run, *_folders(run), device) for run in wave.values()):
+                bar.update()
     return [load(run) for run in runs]
-
-
-def estimate_remaining(runs: Iterable[Run], workers: int = 1) -> str:
-    """What is left of `runs` and their bases, and how long that will take by what their kind took, in a sentence."""
-    runs = {one.key: one for run in runs for one in (run.base, run.trained) if one}.values()
-    left = [run for run in runs if not is_done(run)]
-    kind, spent = ("dataset", "backbone", "epochs", "method"), {}
-    for path in (data_dir() / "runs").glob("*/run.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        spent.setdefault(tuple(record["run"].get(name) for name in kind), []).append(record["seconds"])
-    known = [np.mean(spent.get(tuple(getattr(run, name) for name in kind), [np.nan])) for run in left]
-    told = f"{len(runs)} runs: {len(runs) - len(left)} done, {len(left)} to do"
-    if np.isfinite(known).any():
-        return f"{told}, about {np.nanmean(known) * len(left) / workers / 60:.0f} minutes"
-    return f"{told}, time not known yet" if left else told
 
 
 def pick_device(device: str) -> torch.device:
@@ -193,12 +169,12 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_worker(run: Run, folder: Path, base: Path | None, data: str, device: str, parent: int) -> None:
+def _in_worker(parent: int, *what) -> None:
     """Execute a run in a process of its own, on one core."""
     _end_with(parent)
     torch.set_num_threads(1)
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
-    _carry_out(run, folder, base, data, device)
+    _carry_out(*what)
 
 
 def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str) -> None:
@@ -257,22 +233,20 @@ def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.devic
         about["class_counts"][part] = counts.tolist()
     if not loss:
         return arrays | _frozen(network, run, both), history, network.state_dict(), about
-    train, labels = _on_device(data.train.images, where), torch.from_numpy(data.train.labels)
+    train, test = (_loaded(part.images, where) for part in (data.train, data.test))
+    labels = torch.from_numpy(data.train.labels)
     history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=_teller(run))
     arrays["train_features"] = extract_features(network, train).cpu().numpy()
-    test = extract_features(network, _on_device(data.test.images, where))
-    arrays["test_features"] = test.cpu().numpy()
+    features = extract_features(network, test)
+    arrays["test_features"] = features.cpu().numpy()
     if network.classifier is not None:
-        arrays["test_logits"] = network.classifier(test).detach().float().cpu().numpy()
+        arrays["test_logits"] = network.classifier(features).detach().cpu().numpy()
     return arrays, history, network.state_dict(), about
 
 
-def _on_device(images: "np.ndarray | Rows", device: torch.device):
-    """Images as a tensor there, or where they are if they would take more than half of a GPU; `Rows` stay on disk."""
-    if isinstance(images, Rows):
-        return images
-    crowded = device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2
-    return torch.from_numpy(images).to("cpu" if crowded else device)
+def _loaded(images: "np.ndarray | Rows", device: torch.device):
+    """Images as a tensor on the device; `Rows` stay on disk."""
+    return images if isinstance(images, Rows) else torch.from_numpy(images).to(device)
 
 
 def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
