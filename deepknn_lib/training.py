@@ -31,8 +31,8 @@ class TrainingConfig:
     With `search_every` the deep kNN loss takes its neighbours from the whole training set, searched again after so many
     steps; a batch then is `batch_size` // (1 + K + M) anchors with their neighbours, so that a step costs the same.
     `sampling`, `classes_per_batch`: see `sampling.BatchSampler`. The learning rate `lr` of SGD rises over `warmup`
-    epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of batches and crops. `precision` is that of
-    the backbone, `float32` or `bf16` (where the device has it).
+    epochs and is halved after every `lr_decay_every` (0: never). `seed` is that of batches and crops.
+    `precision` is that of the backbone, `float32` or `bf16` (where the device has it).
     """
 
     loss: str = "deep-knn"

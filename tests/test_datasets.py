@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_what_cannot_be_had_says_why_and_touches_no_network(data, monkeypatch, c
     assert not [path for path in data.rglob("*") if path.is_file()]
     if error == "FileNotFoundError" and ":" not in arguments[0]:
         assert available()[arguments[0]].startswith("not there: ")
+
+
+def test_an_archive_with_wrong_bytes_among_its_images_is_named_and_nothing_is_kept(data):
+    sets.medmnist(data)
+    path = data / "medmnist" / "bloodmnist_64.npz"
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("val_images.npy").header_offset + 60
+    broken = bytearray(path.read_bytes())
+    broken[start : start + 20] = bytes(20)
+    path.write_bytes(broken)
+    said = "bloodmnist_64.npz: the images of val cannot be read .*download medmnist:bloodmnist@64"
+    refused(said, load_dataset, "medmnist:bloodmnist@64", "paper", 1, 24)
+    assert not [*(data / "cache").glob("*bloodmnist*")]
 
 
 def test_folds_are_stratified_and_quick_for_many_images(data, tmp_path, monkeypatch):
