@@ -50,6 +50,4 @@ def center_crop(images: Tensor, crop: int) -> Tensor:
 def _check_crop(images: Tensor, crop: int) -> None:
     height, width = images.shape[2:]
     if crop > height or crop > width:
-        raise ValueError(
-            f"cannot crop {crop}×{crop} from images of {height}×{width}; use a larger image size"
-        )
+        raise ValueError(f"cannot crop {crop}×{crop} from images of {height}×{width}; use larger images")

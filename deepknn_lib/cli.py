@@ -24,9 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    runner.add_arguments(
-        command("notebooks", runner.run, "run the notebooks in order (what run_all.sh does)")
-    )
+    runner.add_arguments(command("notebooks", runner.run, "run the notebooks in order, as run_all.sh does"))
     command("datasets", _datasets, "list the data sets, their licences, and whether each is there")
     download = command("download", _download, "get a data set, or be told how")
     verify = command("verify", _verify, "check a data set before anything is trained on it")
@@ -40,23 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
     grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
     grid.add_argument("--methods", type=_list, metavar="A,B", help="default: those of the paper's Table 2")
-    grid.add_argument(
-        "--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="default: both"
-    )
+    grid.add_argument("--splits", type=_list, default=["paper", "grouped"], metavar="A", help="default: both")
     grid.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="default: the profile's")
-    grid.add_argument(
-        "--sweeps", action="store_true", help="then whole-set search, and K and M as in Table S3"
-    )
-    grid.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at once (default: the cores, or 1 on a GPU)"
-    )
+    grid.add_argument("--sweeps", action="store_true", help="then whole-set search, and K and M of Table S3")
+    grid.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: all cores; 1 on a GPU)")
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
-        one.add_argument(
-            "--profile", default="demo", choices=PROFILES, help="settings (default: %(default)s)"
-        )
+        one.add_argument("--profile", default="demo", choices=PROFILES, help="settings (%(default)s)")
         one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
@@ -98,9 +88,8 @@ def _datasets(_: argparse.Namespace) -> None:
 
     for name, state in available().items():
         entry = CATALOG[name]
-        held = (
-            f" {sum(entry.counts.values()):,} images in {len(entry.counts)} classes." if entry.counts else ""
-        )
+        count, classes = sum(entry.counts.values()), len(entry.counts)
+        held = f" {count:,} images in {classes} classes." if count else ""
         print(f"{name}: {entry.title}.{held} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
         print(f"    page: {entry.page}" if entry.page else "", end="\n" if entry.page else "")
 

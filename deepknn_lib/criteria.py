@@ -25,9 +25,7 @@ def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
         return CrossEntropy(weights).to(network.device)
     if config.loss == "deep-knn":
         return WholeSet(config, network, inputs, labels) if config.search_every else DeepKNN(config)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the proxies' first values come from the seed, as the network's do
+    with torch.random.fork_rng(devices=[]):  # the proxies' first values come from the seed
         torch.manual_seed(config.seed)
         return Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
 

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from deepknn_lib.augment import center_crop, crop_size, normalize
 
-SMALL = (
-    "small-resnet"  # a ResNet-10 of quarter width that a CPU core trains in a minute or two; not a timm name
-)
+SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains in a minute or two
 # Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
 PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
@@ -97,9 +95,7 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     return {key: getattr(found, key) for key in _PIXELS} if found else _PIXELS
 
 
-def build_network(
-    name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None
-) -> Network:
+def build_network(name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None):
     """A network on the backbone `name`.
 
     Parameters
@@ -172,12 +168,9 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
         backbone.load_state_dict(source.state_dict())
         return
     if not path.is_file():
-        advice = (
-            f"Put {name}.safetensors (timm's or torchvision's key layout) there, or unset DEEPKNN_WEIGHTS"
-        )
-        raise FileNotFoundError(
-            f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
-        )
+        advice = f"Put {name}.safetensors (timm's or torchvision's keys) there, or unset DEEPKNN_WEIGHTS"
+        told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
+        raise FileNotFoundError(told)
     try:
         state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
         missing, unexpected = backbone.load_state_dict(state, strict=False)

@@ -25,9 +25,7 @@ class Neighbors(NamedTuple):
 def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
     """Raise ValueError when the features of a batch, its labels or a neighbour count cannot be meant."""
     if features.ndim != 2 or not features.is_floating_point():
-        found = (
-            f"{features.dtype} {tuple(features.shape)}; flatten feature maps first, e.g. by average pooling"
-        )
+        found = f"{features.dtype} {tuple(features.shape)}; flatten feature maps first, by average pooling"
         raise ValueError(f"features must be floating point of shape (B, D), got {found}")
     if labels.ndim != 1 or labels.is_floating_point() or len(labels) != len(features):
         found = f"{labels.dtype} {tuple(labels.shape)}"

@@ -58,9 +58,8 @@ class TrainingConfig:
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
         if (self.soft and self.loss not in TRIPLETS) or (self.search_every and self.loss != "deep-knn"):
-            raise ValueError(
-                f"soft is for triplet losses, search_every for deep-knn; the loss is {self.loss}"
-            )
+            told = "soft is for triplet losses, search_every for deep-knn"
+            raise ValueError(f"{told}; the loss is {self.loss}")
         if self.epochs < 1 or not self.lr > 0 or min(self.warmup, self.search_every, self.lr_decay_every) < 0:
             raise ValueError(f"epochs must be at least 1, lr above 0, and no count below 0, got {self}")
 
@@ -127,7 +126,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
             batches = batches[: -(-len(labels) // config.batch_size)]
         totals = torch.zeros(
             3, dtype=torch.float64, device=device
-        )  # read once an epoch: reading stalls a GPU
+        )  # read once an epoch, as that stalls a GPU
         for step, index in enumerate(batches):
             if config.search_every:
                 index = criterion.extend(step, index)

@@ -232,7 +232,7 @@ def test_an_archive_with_wrong_bytes_among_its_images_is_named_and_nothing_is_ke
     broken = bytearray(path.read_bytes())
     broken[start : start + 20] = bytes(20)
     path.write_bytes(broken)
-    said = "bloodmnist_64.npz: the images of val cannot be read .*download medmnist:bloodmnist@64"
+    said = "bloodmnist_64.npz: val's images cannot be read .*download medmnist:bloodmnist@64"
     refused(said, load_dataset, "medmnist:bloodmnist@64", "paper", 1, 24)
     assert not [*(data / "cache").glob("*bloodmnist*")]
 

@@ -257,13 +257,9 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
         for part in labels:
             try:
                 images = stored[f"{part}_images"]
-            except (
-                Exception
-            ) as error:  # a missing array or wrong bytes, which zipfile and zlib name in many ways
+            except Exception as error:  # zipfile and zlib name wrong bytes in many ways
                 remedy = f"remove it and run `python -m deepknn_lib download medmnist:{argument}`"
-                raise ValueError(
-                    f"{path}: the images of {part} cannot be read ({error!r}); {remedy}"
-                ) from error
+                raise ValueError(f"{path}: {part}'s images cannot be read ({error!r}); {remedy}") from error
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
     key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")

@@ -65,9 +65,8 @@ def _photograph(name: str, lesion: int, view: int, size: int) -> np.ndarray:
     shift = 0.08 * rng.normal(size=2) @ [1, 1j]
     image = _lesion(name, RandomState([SEED, lesion, 0]), axis, zoom, shift)
     z, turn = axis + 1j * axis[:, None], rng.uniform(0, 2 * np.pi)
-    for _ in range(
-        int(rng.uniform(1, 6)) * (rng.rand() < 0.25)
-    ):  # The hairs of one image run about the same way.
+    # The hairs of one image run about the same way.
+    for _ in range(int(rng.uniform(1, 6)) * (rng.rand() < 0.25)):
         hair = z * np.exp(1j * (turn + 0.3 * rng.normal()))
         gap = hair.imag - rng.uniform(-0.95, 0.95) - 0.25 * rng.normal() * hair.real**2
         _paint(image, (60, 44, 38), 0.8 * np.exp(-((gap / 0.027) ** 2)))

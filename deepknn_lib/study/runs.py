@@ -96,9 +96,8 @@ class Run(TrainingConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
         if (method.base is None) != (self.base is None):
-            raise ValueError(
-                f"{self.method} {'takes no' if self.base else 'needs a'} base run; see make_run()"
-            )
+            wants = "takes no" if self.base else "needs a"
+            raise ValueError(f"{self.method} {wants} base run; see make_run()")
 
     @property
     def config(self) -> TrainingConfig:
