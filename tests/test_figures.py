@@ -8,7 +8,7 @@ import pytest
 from made_up import result
 from PIL import Image
 
-from deepknn_lib.storage import figures_dir
+from deepknn_lib.storage import figures_dir, repository
 from deepknn_lib.study import figures, notebook, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3
 
@@ -54,24 +54,16 @@ def test_convergence_draws_the_mean_over_runs_with_its_range_and_names_both_axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["deep kNN"]
 
 
-def test_an_embedding_draws_every_point_and_the_rarest_class_last():
-    points, labels = np.arange(12.0).reshape(6, 2), np.array([1, 1, 1, 0, 0, 2])
-    figure = figures.embedding([("map", points, labels)] * 3, ["a", "b", "c"])
-    drawn = [part.get_offsets().tolist() for part in figure.axes[0].collections]
-    assert [len(part) for part in drawn] == [3, 2, 1] and drawn[2] == [points[5].tolist()]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
-
-
-def test_neighbours_have_a_frame_that_tells_their_class_and_grids_show_their_images():
-    images = np.random.default_rng(0).integers(0, 255, (2, 3, 4, 4), dtype=np.uint8)
-    row = {"title": "lesion 1", "query": images[0], "images": images, "texts": "xy", "same": [True, False]}
-    axes = figures.neighbors([row, row | {"query": None, "marked": [False, True]}]).axes
-    assert np.array_equal(axes[2].images[0].get_array(), images[0].transpose(1, 2, 0)) and not axes[4].images
-    edges = [matplotlib.colors.to_hex(axis.spines["left"].get_edgecolor()) for axis in axes[2:4]]
-    assert edges == [figures.SAME, figures.OTHER]
-    assert [axis.title.get_fontweight() for axis in axes[6:8]] == ["normal", "bold"]
-    grid = figures.image_grid([images, images[:1, :1]], ["a", "b"], columns=3).axes
-    assert [len(axis.images) for axis in grid] == [1, 1, 0, 1, 0, 0]
+def test_a_forest_draws_both_intervals_and_the_papers_difference_in_the_row_of_its_comparison():
+    rows = pd.read_csv(repository() / "data" / "results" / "skin7_evidence.csv")
+    acc, mcr = figures.forest(rows).axes
+    names = [text.get_text() for text in acc.get_yticklabels()]
+    at = names.index("C6  MLP + deep kNN − LMNN  (skin7, resnet50)")
+    drawn = [[*line.get_xdata()] for line in acc.lines if abs(line.get_ydata()[0] - at) < 0.4]
+    own = rows[(rows["comparison"] == "MLP + deep kNN − LMNN") & (rows["measure"] == "Acc")]
+    for row in own.to_dict("records"):
+        assert [row["low"], row["high"]] in drawn and [row["low_95"], row["high_95"]] in drawn
+    assert [3.24] in drawn and mcr.get_xlabel() == "difference, points" and len(set(names)) == len(names)
 
 
 def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(monkeypatch):
@@ -85,7 +77,8 @@ def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(monkeypatch
     assert list(words.values()) == ["Title", "Caption.", "A line."] and not plt.get_fignums()
     assert (figures_dir() / "f.pdf").read_bytes().startswith(b"%PDF") and shown[0].alt == "A line."
     notebook.show_table(pd.DataFrame({"n": [1]}), "t", "A table")
-    written = "**A table**\n\n| n |\n| ---: |\n| 1 |\n"
+    written = (figures_dir() / "tables" / "t.md").read_text(encoding="utf-8")
+    assert written == "**A table**\n\n| n |\n| ---: |\n| 1 |\n"
     assert [item.data for item in shown[1:]] == ["**Title.** Caption.", written]
 
 
@@ -95,6 +88,6 @@ def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
     assert (session.profile, session.seeds, session.device) == ("smoke", (0, 1), "cpu")
     assert "profile smoke, data set lesions, seeds 0, 1, device cpu\npython 3" in capsys.readouterr().out
     assert notebook.start("demo", seeds="5,7", device="cpu").seeds == (5, 7)
-    for wrong, told in ({"profile": "big"}, "unknown profile"), ({"seeds": "0,a"}, "whole numbers"):
+    for wrong, told in ({"profile": "big"}, "unknown profile 'big'"), ({"seeds": "0,a"}, "'a'"):
         with pytest.raises(ValueError, match=told):
             notebook.start(**wrong)

@@ -11,7 +11,7 @@ from deepknn_lib.storage import figures_dir, repository
 from deepknn_lib.study import results as tables
 from deepknn_lib.study.runs import SOFTMAX
 
-ALL = "epochs batch_size sampling k m margin soft class_power search_every lr warmup lr_decay_every"
+ALL = "epochs batch_size sampling k m margin soft class_power search_every lr warmup lr_decay_every precision"
 UNUSED = {
     "knn": ALL,
     "lmnn": ALL,
@@ -31,18 +31,17 @@ def results():
 
 
 def test_rows_have_the_columns_of_the_committed_ones_and_empty_cells_for_settings_without_effect(results):
-    others = [result(method, **changes) for method, changes in OTHERS.items()]
     rows = tables.results_table(results)
     committed = pd.read_csv(repository() / "data" / "results" / "skin7_paper_runs.csv")
-    assert [n for n in rows if "recall" not in n] == [n for n in committed if "recall" not in n]
-    assert len(rows) == 2 * (2 + 1 + 2)  # seeds × (two votes, softmax, two votes)
+    of = [[n for n in table if "recall" not in n and n != "precision"] for table in (rows, committed)]
+    assert of[0] == of[1] and len(rows) == 2 * (2 + 1 + 2)  # seeds × (two votes, softmax, two votes)
     row, right = rows[rows["method"] == "weighted-ce"].iloc[0], results[1].predict(SOFTMAX) == LABELS
     assert row["k_predict"] == SOFTMAX and row["acc"] == pytest.approx(100 * right.mean())
     assert row["recall_c"] == row["rs"] == pytest.approx(100 * right[LABELS == 2].mean())
+    others = [result(method, **changes) for method, changes in OTHERS.items()]
     rows = tables.results_table([*results, *others])
     empty = rows.isna().groupby(rows["method"]).any()[[*tables.SETTINGS]]
-    told = {method: " ".join(name for name in empty if empty.loc[method, name]) for method in empty.index}
-    assert told == UNUSED
+    assert {method: " ".join(empty.columns[of]) for method, of in empty.iterrows()} == UNUSED
 
 
 def test_history_is_that_of_trained_runs(results):
@@ -62,6 +61,17 @@ def test_a_summary_holds_mean_sd_and_an_interval_around_them(results):
     assert shown["method"].tolist()[::2][:2] == ["deep kNN, K_p = 1 (collapsed)", "weighted cross-entropy"]
     mcr = "{mcr:.1f} ± {mcr_sd:.1f} [{mcr_low:.1f}, {mcr_high:.1f}]"
     assert shown.loc[2, "MCR"] == mcr.format(**row)
+    assert tables.with_sd(pd.DataFrame({"acc": [70.05], "acc_sd": [np.nan]}), "acc") == [
+        "70.0"
+    ]  # a single seed
+
+
+@pytest.mark.parametrize("share, ends", [(0.0, (0, 11.57)), (1.0, (88.43, 100))])
+def test_a_recall_of_0_or_100_per_cent_has_the_exact_interval_of_its_30_lesions(share, ends):
+    row = tables.summary([result("deep-knn", seed, quality=(0.9, 0.9, share * 1.5)) for seed in (0, 1)]).iloc[
+        0
+    ]
+    assert row["rs"] == 100 * share and tuple(row[["rs_low", "rs_high"]]) == pytest.approx(ends, abs=0.01)
 
 
 def test_a_paired_difference_is_that_of_the_means_and_0_against_itself(results):
@@ -92,12 +102,11 @@ def test_a_paired_interval_answers_for_the_seeds_too():
     first = [replace(result("deep-knn", seed), _predicted={5: p}) for seed, p in enumerate((every, none))]
     second = [replace(result("triplet", seed), _predicted={5: none}) for seed in (0, 1)]
     # The gain is 100 points with one seed and 0 with the other: images tell nothing, the seeds do.
-    gap = tables.paired(first, second).set_index("score").loc["Acc"]
-    assert (gap["low"], gap["difference"], gap["high"]) == (0, 50, 100)
+    assert tables.paired(first, second).iloc[0].tolist() == ["Acc", 50, 0, 100]
 
 
 def test_a_paired_interval_covers_the_true_difference_where_views_of_a_lesion_go_together():
-    rng, held, wrong, trials = np.random.default_rng(0), 0, 0, 120
+    rng, inside, trials = np.random.default_rng(0), [], 120
     base, truth = result("deep-knn"), 100 * (0.7 - 0.6)
     apart = base.arrays | {"test_groups": np.arange(len(LABELS))}
 
@@ -106,12 +115,12 @@ def test_a_paired_interval_covers_the_true_difference_where_views_of_a_lesion_go
         return replace(base, _predicted={5: np.where(right, LABELS, (LABELS + 1) % 3)})
 
     for _ in range(trials):
-        pair = drawn(0.7), drawn(0.6)
-        alone = [replace(r, arrays=apart) for r in pair]
-        both = [tables.paired(first, second) for first, second in ([[r] for r in pair], [[r] for r in alone])]
-        inside = [(rows["low"][0] <= truth <= rows["high"][0]) for rows in both]
-        held, wrong = held + inside[0], wrong + inside[1]
-    assert 0.90 <= held / trials <= 1 and wrong / trials < 0.88  # 95 %; image by image it would be 83 %
+        pair = [drawn(0.7)], [drawn(0.6)]
+        both = pair, [[replace(r, arrays=apart) for r in side] for side in pair]
+        rows = [tables.paired(*sides).iloc[0] for sides in both]
+        inside.append([row["low"] <= truth <= row["high"] for row in rows])
+    lesions, images = np.mean(inside, axis=0)
+    assert 0.90 <= lesions <= 1 and images < 0.88  # 95 %; image by image it would be 83 %
 
 
 def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
@@ -121,24 +130,15 @@ def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "k", "score", "difference", "low", "high"])
     shown = tables.points(table, ["method"])
-    assert list(shown) == ["method", "Acc", "MCR", "RS"]
-    assert shown["method"].tolist() == ["b", "a"]  # in their order
-    assert shown.loc[0].tolist() == ["b", "+2.1 [+0.3, +4.0] *", "-3.0 [-5.5, -0.1] *", "+1.0 [-2.0, +4.0]"]
+    assert list(shown) == ["method", "Acc", "MCR", "RS"] and shown["method"].tolist() == ["b", "a"]
+    assert shown.loc[0].tolist()[1:] == ["+2.1 [+0.3, +4.0] *", "-3.0 [-5.5, -0.1] *", "+1.0 [-2.0, +4.0]"]
     assert not shown.loc[1, ["Acc", "MCR", "RS"]].str.endswith("*").any()  # 0 itself is not excluded
-    pd.testing.assert_frame_equal(tables.points(table, ["method", "k"]).drop(columns="k"), shown)
-
-
-def test_mean_sd_and_interval_to_read():
-    values = [(72.44, 0.649, 70.06, 74.5), (70.05, np.nan, 1, 99)]
-    table = pd.DataFrame(values, columns=["acc", "acc_sd", "acc_low", "acc_high"])
-    assert tables.with_sd(table, "acc") == ["72.4 ± 0.6", "70.0"]
-    assert tables.with_interval(table, "acc") == ["72.4 [70.1, 74.5]", "70.0 [1.0, 99.0]"]
 
 
 def test_a_table_is_written_as_csv_and_markdown():
-    text = tables.save_table(pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]}), "t", "A caption")
-    assert text == (figures_dir() / "tables" / "t.md").read_text(encoding="utf-8")
-    assert text.startswith("**A caption**") and "| x\\|y | 1.2 | – |" in text
+    table = pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]})
+    assert tables.markdown(table).splitlines()[1:] == ["| --- | ---: | ---: |", "| x\\|y | 1.2 | – |"]
+    tables.save_rows(table, "t")
     assert pd.read_csv(figures_dir() / "tables" / "t.csv")["n"][0] == 1.25
 
 
@@ -153,9 +153,7 @@ def test_over_seeds_is_the_mean_and_sd_of_runs_that_agree_in_every_setting():
     rows = pd.DataFrame([result_row("skin7", **{"method": "deep-knn", "seed": 0} | row) for row in given])
     table = tables.over_seeds(rows)
     assert table["acc"].tolist() == [73, 1, 2, 3, 4, 6] and table["seeds"].tolist() == [3, 1, 1, 1, 1, 2]
-    assert (table.loc[0, "mcr"], table.loc[0, "collapsed"]) == (53, 1) and "seed" not in table
-    sd = [3, np.nan, np.nan, np.nan, np.nan, np.sqrt(2)]
-    assert table["acc_sd"].tolist() == pytest.approx(sd, nan_ok=True)
+    assert tuple(table.loc[0, ["mcr", "collapsed", "acc_sd"]]) == (53, 1, 3) and "seed" not in table
     # Rows from before a column was added
     old = tables.over_seeds(rows.drop(columns=["soft", "warmup", "class_power"]))
     assert old["acc"].tolist() == table["acc"].tolist() and old["soft"].isna().all()

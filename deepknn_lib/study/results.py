@@ -8,47 +8,39 @@ import pandas as pd
 from deepknn_lib import metrics
 from deepknn_lib.storage import figures_dir, repository, whole_file
 from deepknn_lib.study.experiments import Result
-from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
+from deepknn_lib.study.runs import METHODS, SOFTMAX
 
 SCORES = {"acc": "Acc", "mcr": "MCR", "rs": "RS"}
 KEYS = ("dataset", "split", "fold", "method", "backbone", "weights")
 _TRAINING = ("epochs", "batch_size", "sampling", "k", "m", "margin", "soft", "class_power", "search_every")
-_TRAINING += ("lr", "warmup", "lr_decay_every")
+_TRAINING += ("lr", "warmup", "lr_decay_every", "precision")
 SETTINGS = ("image_size", "seed", "normalize", *_TRAINING)
 # The losses that read a setting; every loss reads those that are not here.
 _READ_BY = dict.fromkeys(("k", "m", "search_every"), ("deep-knn",)) | {"class_power": ("weighted-ce",)}
 _READ_BY |= {"margin": ("deep-knn", "triplet", "semi-hard"), "soft": ("triplet", "semi-hard")}
 
 
-def _settings(run: Run) -> dict:
-    """The settings of a run; those that its loss does not read are None."""
-    loss, values = METHODS[run.method].loss, {name: getattr(run, name) for name in SETTINGS}
-    if loss in (None, "nca", "lmnn"):
-        return values | dict.fromkeys(_TRAINING)
-    unread = [name for name, losses in _READ_BY.items() if loss not in losses]
-    return values | dict.fromkeys(unread + ["margin"] * run.soft)
-
-
 def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.DataFrame:
-    """One row a run and K_p: settings, scores in per cent, seconds, device, versions, commit (see data/README.md).
+    """One row a run and K_p: settings (None where the loss reads none), scores in per cent, seconds, device, commit.
 
-    `votes` are the values of K_p; if it is empty, those of the run's method are taken.
+    `votes` are the values of K_p; if it is empty, those of the run's method are taken. See data/results/README.md.
     """
     rows = []
     for result in results:
-        run, record, arrays = result.run, result.record, result.arrays
-        labels, names = arrays["test_labels"], record["class_names"]
-        about = {name: getattr(run, name) for name in KEYS} | _settings(run.trained)
-        sizes = {"n_train": len(arrays["train_labels"]), "n_test": len(labels)}
+        run, record, labels = result.run, result.record, result.arrays["test_labels"]
+        names, loss = record["class_names"], METHODS[run.trained.method].loss
+        unread = ["margin"] * run.trained.soft + [name for name, by in _READ_BY.items() if loss not in by]
+        about = {name: getattr(run, name) for name in KEYS}
+        about |= {name: getattr(run.trained, name) for name in SETTINGS}
+        about |= dict.fromkeys(_TRAINING if loss in (None, "nca", "lmnn") else unread)
+        sizes = {"n_train": len(result.arrays["train_labels"]), "n_test": len(labels)}
         origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
         for k_predict in votes or METHODS[run.method].votes:
-            predictions = result.predict(k_predict)
-            scores = metrics.scores(labels, predictions, len(names), record["smallest"])
-            if len(names) <= 10:
-                recalls = 100 * metrics.class_recalls(labels, predictions, len(names))
-                scores |= {f"recall_{name}": recall for name, recall in zip(names, recalls, strict=True)}
-            judged = {"k_predict": k_predict, "evaluate_on": run.evaluate_on}
-            rows.append(about | judged | sizes | scores | origin)
+            judged = {"k_predict": k_predict, "evaluate_on": run.evaluate_on} | sizes
+            judged |= metrics.scores(labels, result.predict(k_predict), len(names), record["smallest"])
+            recalls = 100 * metrics.class_recalls(labels, result.predict(k_predict), len(names))
+            recalls = {f"recall_{name}": recall for name, recall in zip(names, recalls, strict=True)}
+            rows.append(about | judged | (recalls if len(names) <= 10 else {}) | origin)
     return pd.DataFrame(rows)
 
 
@@ -70,41 +62,44 @@ def _draws(result: Result, correct: np.ndarray, **options) -> dict[str, np.ndarr
     return metrics.bootstrap(arrays["test_labels"], correct, *about, **options)
 
 
-def _mean_and_sd(rows: pd.DataFrame, keys: list[str], scores: Iterable[str]) -> pd.DataFrame:
-    """Mean and sd (`acc`, `acc_sd`, …) of the rows that agree in `keys`; `seeds` and `collapsed` count the runs."""
-    grouped = rows.groupby(keys, sort=False, dropna=False)
-    means = grouped[[*scores]].agg(["mean", "std"])
-    means.columns = [score if what == "mean" else f"{score}_sd" for score, what in means.columns]
+def over_seeds(rows: pd.DataFrame, keys: Iterable[str] = ()) -> pd.DataFrame:
+    """Mean and sd (`acc`, `acc_sd`, …) of results rows that agree in `keys` (if empty: every setting but the seed).
+
+    `seeds` and `collapsed` count the runs.
+    """
+    keys = [*keys] or [*KEYS, "k_predict", "evaluate_on", *(name for name in SETTINGS if name != "seed")]
+    scores = [*SCORES, *rows.columns.intersection(["vasc"])]
+    grouped = rows.reindex(columns=[*keys, *scores, "collapsed"]).groupby(keys, sort=False, dropna=False)
+    means = grouped[scores].mean().join(grouped[scores].std().add_suffix("_sd"))
     return means.assign(seeds=grouped.size(), collapsed=grouped["collapsed"].sum()).reset_index()
 
 
-def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sd over seeds of results rows that agree in every setting; `seeds` and `collapsed` count the runs."""
-    keys = [*KEYS, "k_predict", "evaluate_on", *(name for name in SETTINGS if name != "seed")]
-    return _mean_and_sd(rows.reindex(columns=[*keys, *SCORES, "collapsed"]), keys, SCORES)
-
-
 def summary(results: Iterable[Result]) -> pd.DataFrame:
-    """Mean and sd over seeds, and a 95 % bootstrap interval of the mean, one row a comparison's method and K_p.
+    """Mean and sd over seeds, and a 95 % interval of the mean, one row a comparison's method and K_p.
 
-    The interval answers "what if the test set had been drawn again?" for the mean of these seeds. The sd answers
-    "what if the seed had been another?" and is NaN for a single seed.
+    The interval answers "what if the test set had been drawn again?" by a bootstrap over groups of images. Where the
+    recall of the smallest class is 0 or 100 %, drawing changes nothing, and the interval is the exact binomial one
+    (Clopper and Pearson) of as many groups. The sd answers "what if the seed had been another?".
     """
+    from scipy.stats import binomtest
+
     results, keys = list(results), ["dataset", "split", "backbone", "method"]
-    rows = results_table(results).rename(columns={"recall_vasc": "vasc"})
     # The paper's RS on Skin-7 seems to be the recall of vasc; see data/README.md.
-    table = _mean_and_sd(rows, [*keys, "k_predict"], [*SCORES, *rows.columns.intersection(["vasc"])])
+    table = over_seeds(results_table(results).rename(columns={"recall_vasc": "vasc"}), [*keys, "k_predict"])
     for number, row in table.iterrows():
         same = select(results, **row[keys])
-        right = np.mean([r.predict(row["k_predict"]) == r.arrays["test_labels"] for r in same], axis=0)
-        for score, draws in _draws(same[0], right).items():
-            table.loc[number, [f"{score}_low", f"{score}_high"]] = metrics.interval(draws)
+        labels, groups = same[0].arrays["test_labels"], same[0].arrays["test_groups"]
+        draws = _draws(same[0], np.mean([r.predict(row["k_predict"]) == labels for r in same], axis=0))
+        ends = {score: metrics.interval(draws[score]) for score in SCORES}
+        if row["rs"] in (0, 100):
+            n = len(np.unique(groups[labels == same[0].record["smallest"]]))
+            ends["rs"] = 100 * np.array(binomtest(n if row["rs"] else 0, n).proportion_ci())
+        for score, interval in ends.items():
+            table.loc[number, [f"{score}_low", f"{score}_high"]] = interval
     return table
 
 
-def paired(
-    first: list[Result], second: list[Result], k_first: int = 5, k_second: int = 5, level: float = 0.95
-) -> pd.DataFrame:
+def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, level=0.95) -> pd.DataFrame:
     """Difference of two methods (first − second) in points, with a paired bootstrap interval; one row a score.
 
     The two lists of results have the same seeds, each once, and the same test images, else a ValueError says so.
@@ -119,10 +114,10 @@ def paired(
     for r in (*first, *second):
         if r.run.dataset != head.run.dataset or not np.array_equal(r.arrays["test_ids"], ids):
             raise ValueError(f"not the same test images: {head.run.label} and {r.run.label}")
-    sides = (first, k_first), (second, k_second)
-    right = [np.array([r.predict(k) == labels for r in results], dtype=float) for results, k in sides]
-    draws = _draws(head, right[0] - right[1], draws=4000)  # At 99.5 %, ten draws lie beyond each end.
-    mean = pd.Series((right[0] - right[1]).mean(axis=0))
+    right = ([r.predict(k) == labels for r in of] for of, k in ((first, k_first), (second, k_second)))
+    gain = np.subtract(*right, dtype=float)
+    draws = _draws(head, gain, draws=4000)  # At 99.5 %, ten draws lie beyond each end.
+    mean = pd.Series(gain.mean(axis=0))
     recalls = mean.groupby(labels).mean()
     point = {"acc": mean.mean(), "mcr": recalls.mean(), "rs": recalls.get(head.record["smallest"], np.nan)}
     rows = [(name, 100 * point[s], *metrics.interval(draws[s], level)) for s, name in SCORES.items()]
@@ -144,17 +139,12 @@ def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def method_title(method: str, k_predict: int) -> str:
     """The name of a row of Table 2."""
-    return METHODS[method].title if k_predict == SOFTMAX else f"{METHODS[method].title}, K_p = {k_predict}"
+    return METHODS[method].title + f", K_p = {k_predict}" * (k_predict != SOFTMAX)
 
 
 def with_sd(table: pd.DataFrame, score: str) -> list[str]:
     """`72.4 ± 0.6` for each row; the mean alone where a single seed has no sd."""
     return [text.removesuffix(" ± nan") for text in texts("{:.1f} ± {:.1f}", table, score, f"{score}_sd")]
-
-
-def with_interval(table: pd.DataFrame, score: str) -> list[str]:
-    """`72.4 [70.1, 74.5]` for each row."""
-    return texts("{:.1f} [{:.1f}, {:.1f}]", table, score, f"{score}_low", f"{score}_high")
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -177,13 +167,11 @@ def paper(name: str) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A pipe table; numbers have one decimal, missing values are a dash."""
-
-    def cell(value) -> str:
-        text = f"{value:.1f}" if isinstance(value, float) else str(value)
-        return "–" if pd.isna(value) else text.replace("|", "\\|")
-
     marks = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in table.dtypes]
-    rows = [map(str, table.columns), marks, *table.map(cell).to_numpy()]
+    text = table.map(
+        lambda value: f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    )
+    rows = [map(str, table.columns), marks, *text.mask(table.isna(), "–").to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -191,12 +179,3 @@ def save_rows(table: pd.DataFrame, name: str) -> None:
     """Write `tables/<name>.csv`: rows to work with, too many to read."""
     with whole_file(figures_dir() / "tables" / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def save_table(table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> str:
-    """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read); return the Markdown with its caption."""
-    text = f"**{caption}**\n\n{markdown(table if shown is None else shown)}\n"
-    save_rows(table, name)
-    with whole_file(figures_dir() / "tables" / f"{name}.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return text

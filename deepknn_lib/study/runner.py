@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TextIO
+from unittest.mock import patch
 from urllib.parse import quote
 
 if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a program, without any package.
@@ -25,7 +25,10 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = ("deepknn_lib/**/*.py", "deepknn_lib/**/*.json", "data/paper/*.csv", "data/results/*.csv")
-SYNTHETIC = "**Synthetic data.** A program drew these images: the numbers show that the code works, no more."
+INDEX = "<!DOCTYPE html><meta charset='utf-8'><title>Deep kNN</title><h1>Deep kNN, reproduced</h1>"
+SYNTHETIC = (
+    "<b>Synthetic data.</b> A program drew these images: the numbers show that the code works, no more."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,31 +54,24 @@ def run(args: argparse.Namespace) -> int:
     The exit status is 0 if all passed, 1 if one failed, 2 for wrong options, 130 if Ctrl-C stopped the run.
     """
     try:
-        parameters = {"profile": args.profile, "dataset": _dataset(args)}
-        parameters |= {"seeds": args.seeds, "device": args.device}
-        marks = {path: _mark(path, parameters) for path in choose(args.only)}
+        parameters, marks = _asked(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}\nSee ./run_all.sh --help", file=sys.stderr)
         return 2
     folder = re.sub(r"[^A-Za-z0-9.]+", "-", f"{parameters['dataset']}-{args.profile}")
     out, rows, status = figures_dir() / ("" if folder == "lesions-demo" else folder), [], 0
-    before = dict(os.environ)
-    try:
-        with tempfile.NamedTemporaryFile() as events:
-            os.environ |= {"DEEPKNN_FIGURES": str(out), "DEEPKNN_PROGRESS": events.name}
-            os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a kernel of this environment, not of the user's
-            threading.Thread(target=_tell, args=[open(events.name)], daemon=True).start()
+    told = {"DEEPKNN_FIGURES": str(out), "JUPYTER_PREFER_ENV_PATH": "1"}  # a kernel of this environment
+    with tempfile.NamedTemporaryFile() as events, patch.dict(os.environ, told, DEEPKNN_PROGRESS=events.name):
+        threading.Thread(target=_tell, args=[events.name], daemon=True).start()
+        try:
             for path, mark in marks.items():
                 rows.append(_one(path, parameters, mark, out, args.save_outputs))
                 if args.failfast and rows[-1][-1] == "failed":
                     break
-        _index(out, rows, parameters)
-    except KeyboardInterrupt:
-        status = 130
-        print("\nStopped. The next run goes on from here.")
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+            _index(out, rows, parameters)
+        except KeyboardInterrupt:
+            status = 130
+            print("\nStopped. The next run goes on from here.")
     for row in [("notebook", "minutes", "result"), *rows]:
         print("{:34}{:>8}   {}".format(*row))
     failed = sum(state == "failed" for *_, state in rows)
@@ -83,55 +79,45 @@ def run(args: argparse.Namespace) -> int:
     return status or int(failed > 0)
 
 
-def _dataset(args: argparse.Namespace) -> str:
-    """The data set, a folder by its absolute path; ValueError if an option cannot be meant."""
+def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
+    """The notebooks' parameters, and each notebook with a digest of all that its outputs come from; or ValueError."""
     if args.profile not in PROFILES:
         raise ValueError(f"DEEPKNN_PROFILE is {args.profile!r}; choose one of {', '.join(PROFILES)}")
     if not re.fullmatch(r"(\d{1,9}(,\d{1,9})*)?", args.seeds):
         raise ValueError(f"--seeds: {args.seeds!r}; give whole numbers with commas between, like 0,1,2")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
-    # The kernels run in notebooks/, so that a path has to be absolute.
-    return f"folder:{place(args.dataset)}" if entry_of(args.dataset)[1] == "folder" else args.dataset
-
-
-def choose(only: str = "") -> list[Path]:
-    """The notebooks with these numbers (`"03,04"`), in order; all if empty. ValueError if a number has none."""
     known = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
-    wanted = {number.strip().zfill(2) for number in only.split(",")} if only else set(known)
-    if not known or wanted - set(known):
-        unknown, there = ", ".join(sorted(wanted - set(known))) or "any", ", ".join(known) or "none"
-        raise ValueError(f"--only: no notebook {unknown} in {NOTEBOOKS}; the numbers there: {there}")
-    return [path for number, path in known.items() if number in wanted]
-
-
-def _mark(path: Path, parameters: dict[str, str]) -> str:
-    """A digest of all that a notebook's outputs come from: itself, the library, the data, options and versions."""
-    try:
+    wanted = {number.strip().zfill(2) for number in args.only.split(",") if number} or {*known}
+    if unknown := ", ".join(wanted - {*known}):
+        raise ValueError(f"--only: no notebook {unknown}; the numbers there: {', '.join(known)}")
+    folder = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
+    # The kernels run in notebooks/, so that a path has to be absolute.
+    parameters = {"profile": args.profile, "dataset": f"folder:{folder}" if folder else args.dataset}
+    parameters |= {"seeds": args.seeds, "device": args.device}
+    images = [(str(file), file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))] if folder else []
+    given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
+    seen = [parameters | {"device": pick_device(args.device).type}, images, given, available(), versions()]
+    files, marks = sorted(file for pattern in READ for file in repository().glob(pattern)), {}
+    for path in (known[number] for number in sorted(wanted)):
         cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"cannot read {path} as a notebook ({error}); restore it from git") from error
-    kind, _, folder = parameters["dataset"].partition(":")
-    images = sorted(Path(folder).rglob("*")) if kind == "folder" else []
-    seen = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in images]
-    asked = parameters | {"device": pick_device(parameters["device"]).type}
-    given = [os.environ.get(name) for name in ("DEEPKNN_DATA", "DEEPKNN_WEIGHTS", "DEEPKNN_SKIN7_FOLDS")]
-    files = sorted(file for pattern in READ for file in repository().glob(pattern))
-    return digest(repr([cells, asked, seen, given, available(), versions()]), *files)
+        marks[path] = digest(repr([cells, seen]), *files)
+    return parameters, marks
 
 
-def _tell(events: TextIO) -> None:
-    """Print the epochs and warnings that the library appends to the file `events`, until the file is gone."""
-    while os.path.exists(events.name):
-        for event in map(json.loads, events):
-            if "text" in event:
-                print(f"    {event['text']}", flush=True)
-        time.sleep(0.5)
+def _tell(name: str) -> None:
+    """Print the epochs and warnings that the library appends to the file of this name, until the file is gone."""
+    with open(name) as events:
+        while os.path.exists(name):
+            for event in map(json.loads, events):
+                print(f"    {event['text']}\n" if "text" in event else "", end="", flush=True)
+            time.sleep(0.5)
 
 
 def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tuple[str, str, str]:
     """Run a notebook if something changed, and write its page: its name, minutes and `passed` or so."""
     import papermill
+    from nbconvert import HTMLExporter
 
     page, began, trace = out / "notebooks" / f"{path.stem}.html", time.time(), ""
     note = page.with_suffix(".json")  # what a notebook that passed was made from, and what it made
@@ -150,59 +136,50 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
         except Exception as error:  # A cell failed, or a kernel died; the other notebooks go on.
             trace = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(error).__name__}: {error}")
         executed = nbformat.read(target, as_version=4)
-    _page(executed, page)
+    pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
+    _write(page, pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0])
     state, minutes = "failed" if trace else "passed", f"{(time.time() - began) / 60:.1f}"
     print(f"{path.stem}: {state} after {minutes} minutes{trace}", flush=True)
-    if save and not trace:
-        store_outputs(path, executed)
     if not trace:
+        if save:
+            _store_outputs(path, executed)
         made = [str(p.relative_to(out)) for p in out.rglob("*.*") if p.stat().st_mtime >= began]
-        with whole_file(note) as temporary:
-            temporary.write_text(json.dumps({"mark": mark, "files": made}), encoding="utf-8")
+        _write(note, json.dumps({"mark": mark, "files": made}))
     return path.stem, minutes, state
 
 
-def _page(notebook: "nbformat.NotebookNode", page: Path) -> None:
-    """Write a notebook as HTML."""
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter(log_level="ERROR").from_notebook_node(notebook, {"metadata": {"name": page.stem}})
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if "image/png" in output.get("data", {}):  # nbconvert does not read the alt text.
-            alt = output.metadata.get("image/png", {}).get("alt", "figure")
-            body = body.replace("No description has been provided for this image", html.escape(alt), 1)
-    with whole_file(page) as temporary:
-        temporary.write_text(body, encoding="utf-8")
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
-    """Put the outputs of the notebook `executed` into the notebook at `path`; nothing else in it changes."""
+def _store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
+    """Put the outputs of `executed` into the notebook at `path`; nothing else in it changes."""
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    ran = [cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    pairs = [pair for pair in zip(notebook.cells, ran, strict=True) if pair[0].cell_type == "code"]
-    for count, (cell, new) in enumerate(pairs, start=1):
-        cell.execution_count, cell.outputs = count, new.outputs
+    new = (cell for cell in executed.cells if "injected-parameters" not in cell.metadata.get("tags", []))
+    pairs = [pair for pair in zip(notebook.cells, new, strict=True) if pair[0].cell_type == "code"]
+    for count, (cell, source) in enumerate(pairs, start=1):
+        cell.execution_count, cell.outputs = count, source.outputs
         for output in (output for output in cell.outputs if "execution_count" in output):
             output.execution_count = count
-    with whole_file(path) as temporary:
-        nbformat.write(notebook, temporary)
+    _write(path, nbformat.writes(notebook) + "\n")
 
 
 def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
-    """Write `index.html`: what was run, each notebook, and every figure and table in `out`."""
-    asked = ", ".join(f"{name} {value}" for name, value in parameters.items() if value)
-    text = ["# Deep kNN for medical image classification, reproduced", f"{asked}; {versions()}"]
-    text += [SYNTHETIC] * (parameters["dataset"] == "lesions") + ["## Notebooks"]
-    lines = [f"| [{name}](notebooks/{name}.html) | {minutes} | {state} |" for name, minutes, state in rows]
-    text += ["\n".join(["| notebook | minutes | result |", "|---|---|---|", *lines]), "## Figures"]
+    """Write `index.html`: what was run, a link to each notebook and table, and the figures."""
+    asked = html.escape(", ".join([*filter(None, parameters.values()), versions()]))
+    pages = [
+        (f"notebooks/{name}.html", f"{name}: {state}, {minutes} minutes") for name, minutes, state in rows
+    ]
+    pages += [(f"tables/{path.name}", path.stem) for path in sorted(out.glob("tables/*.md"))]
+    links, pictures = "".join(f'<li><a href="{quote(to)}">{words}</a></li>' for to, words in pages), ""
     for path in sorted(out.glob("*.png")):
         with Image.open(path) as image:
-            words = [html.escape(image.info.get(name, "")) for name in ("Title", "Description", "Comment")]
-        title, caption, alt = words
-        text += [f"![{alt}]({quote(path.name)})", f"**{title}.** {caption} [PDF]({quote(path.stem)}.pdf)"]
-    text += ["## Tables", *(path.read_text(encoding="utf-8") for path in sorted(out.glob("tables/*.md")))]
-    cell = nbformat.v4.new_markdown_cell("\n\n".join(text))
-    _page(nbformat.v4.new_notebook(cells=[cell]), out / "index.html")
+            words = [html.escape(image.info.get(name, "")) for name in ("Comment", "Title", "Description")]
+        figure = '<p><a href="{0}.pdf"><img src="{0}.png" alt="{1}" width="800"></a><br><b>{2}.</b> {3}</p>'
+        pictures += figure.format(quote(path.stem), *words)
+    synthetic = SYNTHETIC if parameters["dataset"] == "lesions" else ""
+    _write(out / "index.html", f"{INDEX}<p>{asked}</p>{synthetic}<ul>{links}</ul>{pictures}")
 
 
 if __name__ == "__main__":
