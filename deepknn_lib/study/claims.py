@@ -81,9 +81,8 @@ def _pairs(needed: pd.Series, runs: pd.DataFrame, varied: pd.DataFrame) -> pd.Da
     if claim == "C9":
         pairs = pairs.merge(varied[_PLACE].drop_duplicates())
     if claim == "C1":  # Deep kNN on the main backbone, which has most runs, against each pretrained one.
-        deep, knn = (
-            of[name][~of[name]["setting"].str.contains("from scratch")] for name in ("deep-knn", "knn")
-        )
+        scratch = runs["setting"].str.contains("from scratch")
+        deep, knn = (runs[~scratch & (runs["method"] == method)] for method in ("deep-knn", "knn"))
         sizes = deep.groupby(_PLACE[:3])["setting"]
         main = sizes.transform(lambda names: names.value_counts(sort=False).idxmax())
         pairs = _matched(deep[deep["setting"] == main], knn, _PLACE[:3], "1:m")
@@ -91,9 +90,8 @@ def _pairs(needed: pd.Series, runs: pd.DataFrame, varied: pd.DataFrame) -> pd.Da
         pairs["setting"] = [own if own.startswith(other) else f"{own} against {other}" for own, other in both]
     if claim in ("C2", "C5", "C10"):  # The two losses from the same weights, and after cross-entropy.
         later = _matched(of["deep-knn-ft"], of["triplet-ft"], _PLACE)
-        pairs = pd.concat(
-            [pairs, later.assign(setting=later["setting"] + ", from the cross-entropy network")]
-        )
+        later["setting"] += ", from the cross-entropy network"
+        pairs = pd.concat([pairs, later])
     if claim != "C5":
         return pairs.assign(place=pairs["setting"])
     # C5 has one number a run. Settings in which both methods learnt are pooled.
@@ -116,14 +114,11 @@ def _rows(needed: pd.DataFrame, pairs: pd.DataFrame, claim: str) -> pd.DataFrame
     elif claim == "C10":
         for part in ("train", "test"):
             names = f"{part}_features", f"{part}_labels"
-            own, other = (
-                [metrics.compactness(*map(r.arrays.get, names))["ratio"] for r in rs] for rs in (ours, rival)
-            )
-            numbers[f"ratio, {part}"] = over_runs(np.subtract(other, own))
+            arrays = pairs[_SIDES].map(lambda result, names=names: [result.arrays[name] for name in names])
+            ratios = arrays.map(lambda pair: metrics.compactness(*pair)["ratio"])
+            numbers[f"ratio, {part}"] = over_runs(ratios["result_rival"] - ratios["result"])
     else:
-        votes = (
-            needed[["k_method", "k_rival"]].iloc[0].astype(int)
-        )  # not whole in the table, where some are missing
+        votes = needed[["k_method", "k_rival"]].iloc[0].astype(int)
         strict, usual = (paired(ours, rival, *votes, level).to_numpy() for level in (LEVEL, 0.95))
         numbers = {row[0]: [*row[1:], *more[2:]] for row, more in zip(strict, usual, strict=True)}
     numbers = pd.DataFrame.from_dict(numbers, "index", columns=NUMBERS)
@@ -141,10 +136,8 @@ def _epochs(pairs: pd.DataFrame) -> tuple[str, np.ndarray]:
     best = histories["result"].map(lambda history: max(row["train_acc"] for row in history))
     goals = (best.groupby(pairs["setting"]).transform("min") // 5 * 5).astype(int)
     first, last = (np.array([*map(metrics.epochs_to_accuracy, histories[side], goals)]) for side in _SIDES)
-    levels, never = (
-        goals.groupby(pairs["setting"], sort=False).first(),
-        sum(last > histories["result_rival"].map(len)),
-    )
+    levels = goals.groupby(pairs["setting"], sort=False).first()
+    never = sum(last > histories["result_rival"].map(len))
     where = f"{'; '.join(levels.index)}, to {', '.join(map(str, levels))} %"
     where += f", never by {never} of {len(last)} triplet runs: last epoch + 1" * bool(never)
     return where, np.exp(over_runs(np.log(first / last))) * [1, not never, 1, not never, 1]
@@ -167,19 +160,10 @@ def comparisons(evidence: pd.DataFrame) -> pd.DataFrame:
     in points (its ResNet-50, split by image), where the images are the paper's; `inside` says whether it lies in our
     interval of 95 %: `yes`, `no`, or empty.
     """
-    own = (
-        paper("our_sets")
-        .query("differs.isna()")
-        .merge(paper("differences"))
-        .drop(columns=["dataset", "differs"])
-    )
-    rows = evidence.merge(own.rename(columns={"ours": "dataset"}), "left")
+    rows = evidence.merge(paper("differences"), "left")
     dead, few = rows["dead"].fillna(""), rows["seeds"] < 3 - rows["measure"].isin(SCORES.values())
-    reasons = [
-        dead + " learnt nothing",
-        rows["seeds"].map({1: "a single seed", 2: "two runs"}),
-        "no interval",
-    ]
+    one_or_two = rows["seeds"].map({1: "a single seed", 2: "two runs"})
+    reasons = [dead + " learnt nothing", one_or_two, "no interval"]
     rows["aside"] = np.select([dead != "", few, rows["low"].isna()], reasons, "")
     ends = rows[["low", "high"]].sub(rows["bound"], axis=0).mul(np.where(rows["side"] == ">", 1, -1), axis=0)
     rows["margin"] = ends.min(axis=1)
@@ -198,26 +182,22 @@ def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
     did not learn is left out. `why` is one sentence with the counts.
     """
     groups, found = comparisons(evidence).groupby(["dataset", "split"], sort=False), []
-    for place, claim, rows in (
-        (place, c, rows[rows["claim"] == c]) for place, rows in groups for c in CLAIMS
-    ):
-        out, rows = rows[rows["says"] == ""], rows[rows["says"] != ""]
-        aside = ", ".join(dict.fromkeys(texts("{} ({})", out, "aside", "setting")))
-        aside = f"; left out: {aside}." if aside else "."
-        if missing := _missing(claim, rows) or "runs of the method that learnt" * (" itself" in aside):
-            found.append((claim, *place, "not tested", f"missing: {missing}{aside}"))
-            continue
-        hold, undecided, against = (
-            sum(rows["says"] == word) for word in ("holds", "undecided", "contradicted")
-        )
-        said = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; the hardest: "
-        said += (
-            "{comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], needed {side} {bound:g}"
-        )
-        word = "contradicted" if against else "holds in part" if hold < len(rows) else "holds"
-        count = f" ({against or hold} of {len(rows)})" * (word != "holds")
-        word = word + count if against or hold else "undecided"
-        found.append((claim, *place, word, said.format(**rows.loc[rows["margin"].idxmin()]) + aside))
+    for place, here in groups:
+        for claim in CLAIMS:
+            rows, out = (here[(here["claim"] == claim) & (here["says"].eq("") == no)] for no in (False, True))
+            aside = ", ".join(dict.fromkeys(texts("{} ({})", out, "aside", "setting")))
+            aside = f"; left out: {aside}." if aside else "."
+            if missing := _missing(claim, rows) or "runs of the method that learnt" * (" itself" in aside):
+                found.append((claim, *place, "not tested", f"missing: {missing}{aside}"))
+                continue
+            hold, undecided, against = map([*rows["says"]].count, ("holds", "undecided", "contradicted"))
+            said = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; "
+            said += "the hardest: {comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], "
+            said += "needed {side} {bound:g}"
+            word = "contradicted" if against else "holds in part" if hold < len(rows) else "holds"
+            count = f" ({against or hold} of {len(rows)})" * (word != "holds")
+            word = word + count if against or hold else "undecided"
+            found.append((claim, *place, word, said.format(**rows.loc[rows["margin"].idxmin()]) + aside))
     return pd.DataFrame(found, columns=["claim", "dataset", "split", "verdict", "why"])
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -28,27 +27,23 @@ def use_style() -> None:
 def comparison(table: pd.DataFrame) -> plt.Figure:
     """Scores of every method with their intervals: a panel a score, a marker a split. `table`: `results.summary`."""
     rows = list(dict.fromkeys(zip(table["method"], table["k_predict"], strict=True)))
-    looks = {
-        split: {"marker": "os"[i], "mfc": "white" if i else None}
-        for i, split in enumerate(table["split"].unique())
-    }
+    splits, looks = list(table["split"].unique()), [{"marker": "o"}, {"marker": "s", "mfc": "white"}]
     figure, axes = plt.subplots(1, len(SCORES), figsize=(10.5, 0.42 * len(rows) + 1.5), sharey=True)
     titles = ("Accuracy", "Mean class recall", "Recall, smallest class")
     for axis, score, title in zip(axes, SCORES, titles, strict=True):
         for value in table.to_dict("records"):
-            at = rows.index((value["method"], value["k_predict"])) + 0.22 * (
-                [*looks].index(value["split"]) - 0.5 * (len(looks) - 1)
-            )
+            number = splits.index(value["split"])
+            at = rows.index((value["method"], value["k_predict"])) + 0.22 * (number - (len(splits) - 1) / 2)
             look = {"color": COLORS[value["method"]], "lw": 1.8}
             axis.plot([value[f"{score}_low"], value[f"{score}_high"]], [at, at], **look)
-            axis.plot(value[score], at, ms=6, **look, **looks[value["split"]])
+            axis.plot(value[score], at, ms=6, **look, **looks[number])
         axis.set(title=title, xlabel="per cent")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")
     axes[0].invert_yaxis()
-    marks = [plt.Line2D([], [], color="0.3", lw=1.8, **look) for look in looks.values()]
-    figure.legend(marks, [SPLITS[split] for split in looks], loc="outside lower center", ncols=len(looks))
+    marks = [plt.Line2D([], [], color="0.3", lw=1.8, **look) for look in looks[: len(splits)]]
+    figure.legend(marks, [SPLITS[split] for split in splits], loc="outside lower center", ncols=len(splits))
     return figure
 
 
@@ -73,10 +68,8 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     lines = [plt.Line2D([], [], color=COLORS[m], marker="o", ms=4, lw=1.8) for m in methods]
-    names, ncols = (
-        [method_title(method, SOFTMAX) for method in methods],
-        {4: 2}.get(len(lines), min(len(lines), 3)),
-    )
+    names = [method_title(method, SOFTMAX) for method in methods]
+    ncols = 2 if len(lines) == 4 else min(len(lines), 3)
     figure.legend(lines, names, loc="outside lower center", ncols=ncols)
     return figure
 
@@ -90,9 +83,8 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     rows = comparisons(evidence).query("measure in @SCORES.values()")
     place = rows["setting"].str.replace(r", [^,]+ weights|, from scratch|, \d+ (px|epochs)", "", regex=True)
     place = "  (" + rows["dataset"] + ", " + place.str.replace("the cross-entropy network", "CE") + ")"
-    rows["label"] = (
-        rows["claim"] + "  " + rows["comparison"] + np.where(rows["measure"] == "RS", ", RS", "") + place
-    )
+    rows["label"] = rows["claim"] + "  " + rows["comparison"] + rows["measure"].map({"RS": ", RS"}).fillna("")
+    rows["label"] += place
     labels = sorted(rows["label"].unique(), key=lambda label: int(label.split()[0][1:]))
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.2 * len(labels) + 1.6), sharey=True)
     for row in rows.to_dict("records"):
@@ -103,22 +95,17 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
         axis.plot([row["low_95"], row["high_95"]], at, lw=2.2, **look)
         axis.plot(row["value"], at[0], "o", ms=3.5, **look)
         axis.plot(row["paper"], line, "D", ms=4, color="black", mfc="white", zorder=5)
-    claims = [label.split()[0] for label in labels]
+    claims = pd.Series(labels).str.split().str[0]
     for axis, title in zip(axes, ("Acc", "MCR (RS where the row says so)"), strict=True):
         axis.axvline(0, color="0.4", lw=0.8)
-        axis.hlines(
-            [i - 0.5 for i in range(1, len(claims)) if claims[i] != claims[i - 1]],
-            *axis.get_xlim(),
-            "0.4",
-            lw=0.6,
-        )
+        axis.hlines(claims.index[claims != claims.shift()] - 0.5, *axis.get_xlim(), "0.4", lw=0.6)
         axis.set(title=title, xlabel="difference, points", ylim=(len(labels) - 0.5, -0.5))
         axis.grid(color="0.92")
     axes[0].set_yticks(range(len(labels)), [label.replace("K_p", "$K_p$") for label in labels], fontsize=7)
     looks = [{"color": color, "lw": 2.2, "marker": "o", "ms": 3.5} for color in _SPLIT_COLORS.values()]
     looks += [
         {"color": "black", "mfc": "white", "marker": "D", "ms": 4, "lw": 0},
-        looks[0] | {"color": "0.8"},
+        {**looks[0], "color": "0.8"},
     ]
     names = [*SPLITS.values(), "the paper's (ResNet-50, by image)", "not counted"]
     figure.legend([plt.Line2D([], [], **look) for look in looks], names, loc="outside lower center", ncols=4)

@@ -168,9 +168,7 @@ def paper(name: str) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """A pipe table; numbers have one decimal, missing values are a dash."""
     marks = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in table.dtypes]
-    text = table.map(
-        lambda value: f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|")
-    )
+    text = table.map(lambda v: f"{v:.1f}" if isinstance(v, float) else str(v).replace("|", "\\|"))
     rows = [map(str, table.columns), marks, *text.mask(table.isna(), "–").to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -26,9 +26,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = ("deepknn_lib/**/*.py", "deepknn_lib/**/*.json", "data/paper/*.csv", "data/results/*.csv")
 INDEX = "<!DOCTYPE html><meta charset='utf-8'><title>Deep kNN</title><h1>Deep kNN, reproduced</h1>"
-SYNTHETIC = (
-    "<b>Synthetic data.</b> A program drew these images: the numbers show that the code works, no more."
-)
+SYNTHETIC = "<b>Synthetic data.</b> A program drew the images: the numbers show that the code works, no more."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,9 +166,8 @@ def _store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
 def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
     """Write `index.html`: what was run, a link to each notebook and table, and the figures."""
     asked = html.escape(", ".join([*filter(None, parameters.values()), versions()]))
-    pages = [
-        (f"notebooks/{name}.html", f"{name}: {state}, {minutes} minutes") for name, minutes, state in rows
-    ]
+    told = "{1}: {3}, {2} minutes"
+    pages = [(f"notebooks/{row[0]}.html", told.format("", *row)) for row in rows]
     pages += [(f"tables/{path.name}", path.stem) for path in sorted(out.glob("tables/*.md"))]
     links, pictures = "".join(f'<li><a href="{quote(to)}">{words}</a></li>' for to, words in pages), ""
     for path in sorted(out.glob("*.png")):
