@@ -35,12 +35,9 @@ def differing(table, runs, make_rows=results.results_table):
     made = make_rows([replace(result("knn"), run=run) for run in runs])
     columns = [*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on"]
     columns = [name for name in columns if name in table]  # old tables lack class_power
-    text = [
-        [["" if pd.isna(v) else v for v in row] for row in of[columns].values.tolist()]
-        for of in (table, made)
-    ]
+    both = [of[columns].astype(object).where(of[columns].notna(), "").values.tolist() for of in (table, made)]
     both = [
-        sorted(str([v if isinstance(v, str) else float(v) for v in row]) for row in rows) for rows in text
+        sorted(str([v if isinstance(v, str) else float(v) for v in row]) for row in rows) for rows in both
     ]
     return [] if both[0] == both[1] and len(columns) > 15 else both
 
@@ -61,9 +58,8 @@ def test_committed_rows_have_the_settings_of_the_runs(study):
 
 def test_predictions_of_the_runs_on_a_gpu_give_their_scores_and_differences():
     told, found = committed("skin7_paper_predictions"), []
-    arrays = {f"test_{name}s": told[name].values for name in ("group", "label")} | {
-        "test_ids": told["image"].values
-    }
+    arrays = {f"test_{name}s": told[name].values for name in ("group", "label")}
+    arrays["test_ids"] = told["image"].values
     record = result("knn").record | {"class_names": list("abcdefg"), "smallest": 3}
     for run in STUDIES["skin7_paper"]:
         votes = {k: told[f"{run.method}:{k}"].values for k in METHODS[run.method].votes}
