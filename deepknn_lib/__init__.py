@@ -15,12 +15,5 @@ __version__ = "0.2.0"
 # In a notebook timm's progress bars say so when timm is imported, and name this machine's folders.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-__all__ = [
-    "BatchSampler",
-    "Neighbors",
-    "batch_neighbors",
-    "class_weights",
-    "deep_knn_loss",
-    "majority_vote",
-    "nearest_neighbors",
-]
+__all__ = ["BatchSampler", "Neighbors", "batch_neighbors", "class_weights", "deep_knn_loss"]
+__all__ += ["majority_vote", "nearest_neighbors"]

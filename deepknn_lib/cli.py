@@ -51,11 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
             kind = int if field.default is None else type(field.default)
-            how = (
-                {"action": argparse.BooleanOptionalAction}
-                if kind is bool
-                else {"type": kind, "metavar": kind.__name__}
-            )
+            how = {"type": kind, "metavar": kind.__name__}
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
             settings.add_argument(f"--{field.name.replace('_', '-')}", **how)
     return parser
 
@@ -97,8 +94,8 @@ def _datasets(_: argparse.Namespace) -> None:
 def _download(arguments: argparse.Namespace) -> None:
     from deepknn_lib.datasets import download
 
-    where, check = download(arguments.dataset), f"python -m deepknn_lib verify {arguments.dataset}"
-    print(f"{arguments.dataset} is in {where}. Check it: {check}")
+    where = download(arguments.dataset)
+    print(f"{arguments.dataset} is in {where}. Check it: python -m deepknn_lib verify {arguments.dataset}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:

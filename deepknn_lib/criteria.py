@@ -22,12 +22,12 @@ def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
     """The criterion of a `training.TrainingConfig`, on the network's device; `inputs` are for whole-set search."""
     if config.loss == "weighted-ce":
         weights = class_weights(labels.cpu(), network.classifier.out_features, config.class_power)
-        return CrossEntropy(weights).to(network.device)
+        return _CrossEntropy(weights).to(network.device)
     if config.loss == "deep-knn":
-        return WholeSet(config, network, inputs, labels) if config.search_every else DeepKNN(config)
+        return _WholeSet(config, network, inputs, labels) if config.search_every else _DeepKNN(config)
     with torch.random.fork_rng(devices=[]):  # the proxies' first values come from the seed
         torch.manual_seed(config.seed)
-        return Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
+        return _Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
 
 
 def collapsed(history: list[dict], config) -> bool:
@@ -41,7 +41,7 @@ def collapsed(history: list[dict], config) -> bool:
     return last["mean_pairwise_distance"] < settled / 2 and last["loss"] > 0.8 * settled
 
 
-class DeepKNN(nn.Module):
+class _DeepKNN(nn.Module):
     """The deep kNN loss with neighbours from the batch: `losses.deep_knn_loss`."""
 
     def __init__(self, config):
@@ -49,22 +49,20 @@ class DeepKNN(nn.Module):
         self.config = config
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Eq. 2 for all anchors, positives and negatives, and which of them exist."""
         return deep_knn_terms(features, labels, self.config.k, self.config.m, self.config.margin)
 
     def forward(self, features: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss and active share."""
         terms, valid = self.terms(features, labels)
         return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
 
 
-class WholeSet(DeepKNN):
+class _WholeSet(_DeepKNN):
     """The deep kNN loss with neighbours from the whole training set (Fig. 1, left), searched every few steps."""
 
     def __init__(self, config, network: Network, inputs, labels: Tensor):
         super().__init__(config)
-        count = (config.k, config.m)
-        self.search = lambda: whole_set_neighbors(extract_features(network, inputs), labels, *count)
+        k, m = config.k, config.m
+        self.search = lambda: whole_set_neighbors(extract_features(network, inputs), labels, k, m)
 
     def extend(self, step: int, anchors: Tensor) -> Tensor:
         """The batch: indices of the anchors, then of each anchor's K positives, then of each one's M negatives."""
@@ -74,23 +72,17 @@ class WholeSet(DeepKNN):
         return torch.cat([anchors, self.near.positive.flatten(), self.near.negative.flatten()])
 
     def terms(self, features: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        """Eq. 2 of a batch that `extend` made."""
         return whole_set_terms(features, self.near, self.config.margin)
 
 
-class CrossEntropy(nn.Module):
+class _CrossEntropy(nn.CrossEntropyLoss):
     """Cross-entropy of the logits with a weight for each class."""
 
-    def __init__(self, weights: Tensor):
-        super().__init__()
-        self.register_buffer("weights", weights)
-
     def forward(self, _: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and no share."""
-        return nn.functional.cross_entropy(logits, labels, weight=self.weights), torch.tensor(math.nan)
+        return super().forward(logits, labels), torch.tensor(math.nan)
 
 
-class Rival(nn.Module):
+class _Rival(nn.Module):
     """A loss of pytorch-metric-learning, at its defaults but for the triplets' margin and soft margin."""
 
     def __init__(self, config, n_classes: int, n_features: int):
@@ -112,7 +104,6 @@ class Rival(nn.Module):
         }[config.loss]()
 
     def forward(self, features: Tensor, labels: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Loss, and the active share of triplets."""
         found = self.loss(features, labels, self.miner(features, labels) if self.miner else None)
         nothing = 0 * features.sum()  # a gradient also where the batch holds no pair
         if not self.triplets:

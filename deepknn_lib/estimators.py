@@ -47,9 +47,10 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
     _least = 1
 
     def fit(self, X, y, on_epoch=None):
-        """Learn the space; `history_` then holds the rows of `training.fit`, each given to `on_epoch` too.
+        """Learn the space: ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
 
-        ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
+        `history_` then holds the rows of `training.fit`, each given to `on_epoch` too, and `state_` what was learnt:
+        nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
@@ -59,7 +60,7 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         if not self._least <= self.n_neighbors <= len(X):
             raise ValueError(f"n_neighbors must lie in {self._least}..{len(X)}, got {self.n_neighbors!r}")
         inputs, self._labels, self.history_ = torch.from_numpy(X), torch.from_numpy(codes), []
-        self._state = self._learn(inputs, self._labels, on_epoch)
+        self.state_ = self._learn(inputs, self._labels, on_epoch)
         self._gallery = self._embed(inputs)
         return self
 
@@ -73,11 +74,6 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         queries = torch.from_numpy(self.transform(X))
         distances, indices = nearest_neighbors(queries, self._gallery, self.n_neighbors)
         return self.classes_[majority_vote(self._labels[indices], distances, len(self.classes_)).numpy()]
-
-    def state(self) -> dict[str, Tensor]:
-        """What was learnt: nothing (kNN), the linear map's `mean` and `components`, or the network's weights."""
-        check_is_fitted(self)
-        return self._state
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
         return {}
@@ -123,7 +119,7 @@ class NCAClassifier(KNNClassifier):
         return {"mean": mean, "components": linear @ axes}
 
     def _embed(self, inputs: Tensor) -> Tensor:
-        return (inputs - self._state["mean"]) @ self._state["components"].T
+        return (inputs - self.state_["mean"]) @ self.state_["components"].T
 
     def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         settings = {"max_iter": self.max_iter, "tol": self.tol, "random_state": self.random_state}
@@ -189,10 +185,7 @@ _Settings = make_dataclass("_Settings", _settings, **_KEYWORDS)
 
 @dataclass(**_KEYWORDS)
 class DeepKNNClassifier(KNNClassifier, _Settings):
-    """The three-layer MLP with the deep kNN loss; its space is the MLP's output, with what `normalize` makes of it.
-
-    The other parameters are the settings of `training.TrainingConfig`.
-    """
+    """The three-layer MLP with the deep kNN loss; the other parameters are those of `training.TrainingConfig`."""
 
     normalize: str = "batch-l2"
     epochs: int = 30
@@ -232,8 +225,7 @@ class CrossEntropyClassifier(DeepKNNClassifier):
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:
         """What the softmax gets, in the order of `classes_`: float32 (N, C), also for two classes."""
-        features = torch.from_numpy(self.transform(X))
-        return self.network_.classifier(features).numpy()
+        return self.network_.classifier(torch.from_numpy(self.transform(X))).numpy()
 
     def predict(self, X) -> np.ndarray:
         """The class of the vote, or of the largest logit with `n_neighbors=0`: (N,)."""

@@ -9,9 +9,7 @@ from torch import Tensor
 from deepknn_lib.neighbors import check_batch, nearest_in_batch, pairwise_distances
 
 
-def deep_knn_terms(
-    features: Tensor, labels: Tensor, k: int = 5, m: int = 5, margin: float = 0.2
-) -> tuple[Tensor, Tensor]:
+def deep_knn_terms(features: Tensor, labels: Tensor, k=5, m=5, margin=0.2) -> tuple[Tensor, Tensor]:
     """Eq. 2 for every anchor i, positive k and negative m of a batch: (B, K, M) hinges, and which of them exist."""
     check_batch(features, labels, k=k, m=m)
     distances = pairwise_distances(features)
@@ -21,9 +19,7 @@ def deep_knn_terms(
     return hinges(to_positives, to_negatives, near.positive_valid, near.negative_valid, margin)
 
 
-def hinges(
-    to_positives: Tensor, to_negatives: Tensor, positive_valid: Tensor, negative_valid: Tensor, margin: float
-) -> tuple[Tensor, Tensor]:
+def hinges(to_positives, to_negatives, positive_valid, negative_valid, margin) -> tuple[Tensor, Tensor]:
     """Eq. 2 from the anchors' distances to their positives (B, K) and negatives (B, M), and the masks of both."""
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin must be a finite number of at least 0, got {margin!r}")
@@ -61,12 +57,8 @@ def deep_knn_loss(features: Tensor, labels: Tensor, k: int = 5, m: int = 5, marg
     Returns
     -------
     Tensor, float32 or float64, scalar
-        0 with a gradient when the batch holds no triplet (empty, one class, or one image a class).
-
-    Raises
-    ------
-    ValueError
-        If a shape, a dtype, a count or the margin is off.
+        0 with a gradient when the batch holds no triplet (empty, one class, or one image a class). ValueError if a
+        shape, a dtype, a count or the margin is off.
     """
     return mean_term(*deep_knn_terms(features, labels, k, m, margin))
 

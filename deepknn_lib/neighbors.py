@@ -31,7 +31,7 @@ def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
         found = f"{labels.dtype} {tuple(labels.shape)}"
         raise ValueError(f"labels must be {len(features)} integers, one for each feature row, got {found}")
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
@@ -79,9 +79,7 @@ def batch_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5) ->
 
 
 @torch.no_grad()
-def nearest_neighbors(
-    queries: Tensor, gallery: Tensor, k: int, *, chunk: int = 1024, exclude_self: bool = False
-) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, exclude_self=False):
     """Euclidean search: a float32 product gives k + 8 candidates, which are measured again from differences.
 
     The product cannot tell two rows apart whose squared distances from a query differ by less than about 1e-6 of

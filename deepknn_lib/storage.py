@@ -11,14 +11,12 @@ import numpy as np
 
 def data_dir() -> Path:
     """The folder for downloads, caches and runs: `DEEPKNN_DATA`, else `data/` of this checkout."""
-    given = os.environ.get("DEEPKNN_DATA")
-    return Path(given).expanduser().resolve() if given else repository() / "data"
+    return Path(os.environ.get("DEEPKNN_DATA") or repository() / "data").expanduser().resolve()
 
 
 def figures_dir() -> Path:
     """The folder that figures and tables are written to: `DEEPKNN_FIGURES`, else `figures/` of this checkout."""
-    given = os.environ.get("DEEPKNN_FIGURES")
-    return Path(given).expanduser().resolve() if given else repository() / "figures"
+    return Path(os.environ.get("DEEPKNN_FIGURES") or repository() / "figures").expanduser().resolve()
 
 
 def repository() -> Path:
@@ -57,16 +55,8 @@ def digest(*parts: bytes | str | Path | np.ndarray) -> str:
     return total.hexdigest()[:12]
 
 
-def save_state(path: Path, state: dict) -> None:
-    """A dict of tensors, numbers and text, such as state dicts, in one file that appears whole."""
-    import torch
-
-    with whole_file(path) as temporary:
-        torch.save(state, temporary)
-
-
 def load_state(path: Path) -> dict:
-    """What `save_state` wrote, read without unpickling code; ValueError if the file is not whole."""
+    """What `torch.save` wrote, read without unpickling code; ValueError if the file is not whole."""
     import torch
 
     try:

@@ -17,7 +17,7 @@ from deepknn_lib.criteria import LOSSES, TRIPLETS, collapsed, criterion_of
 from deepknn_lib.models import Network, extract_features, rows_of
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors, pairwise_distances
 from deepknn_lib.sampling import BatchSampler
-from deepknn_lib.storage import digest, load_state, save_state
+from deepknn_lib.storage import digest, load_state, whole_file
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, for every method; the paper names neither
 
@@ -124,9 +124,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
             continue
         if config.search_every:
             batches = batches[: -(-len(labels) // config.batch_size)]
-        totals = torch.zeros(
-            3, dtype=torch.float64, device=device
-        )  # read once an epoch, as that stalls a GPU
+        totals = torch.zeros(3, dtype=torch.float64, device=device)  # read once an epoch: that stalls a GPU
         for step, index in enumerate(batches):
             if config.search_every:
                 index = criterion.extend(step, index)
@@ -159,7 +157,8 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
             on_epoch(history[-1])
         if checkpoint and epoch < config.epochs and (epoch == 1 or time.monotonic() - saved > 20):
             state = {name: part.state_dict() for name, part in parts.items()}
-            save_state(checkpoint, state | {"history": history, "training": training})
+            with whole_file(checkpoint) as temporary:
+                torch.save(state | {"history": history, "training": training}, temporary)
             saved = time.monotonic()
     if collapsed(history, config):
         what = f"{config.loss}: the embedding collapsed (mean distance {history[-1]['mean_pairwise_distance']:.2g})"

@@ -51,7 +51,7 @@ def test_each_finds_the_features_that_noise_drowns_and_the_same_again(drowned, n
     space, rival = learnt.transform(others), KNeighborsClassifier(1).fit(learnt.transform(vectors), names)
     assert space.dtype == np.float32 and (learnt.predict(others) == rival.predict(space)).mean() > 0.99
     assert told == learnt.history_ and len(told) == (15 if name in MLPS else 0)
-    assert learnt.state() and all(isinstance(value, torch.Tensor) for value in learnt.state().values())
+    assert learnt.state_ and all(isinstance(value, torch.Tensor) for value in learnt.state_.values())
     assert np.array_equal(clone(learnt).fit(vectors, names).transform(others), space)
 
 

@@ -95,9 +95,8 @@ def is_done(run: Run) -> bool:
 
 def load(run: Run) -> Result:
     """The result of a run that is done."""
-    folder = folder_of(run)
-    arrays, record = _stored(folder)
-    history = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")
+    arrays, record = _stored(folder_of(run))
+    history = pd.read_csv(folder_of(run) / "history.csv", float_precision="round_trip").to_dict("records")
     return Result(run, arrays, history, record)
 
 
@@ -115,13 +114,9 @@ def execute(run: Run, device: str = "auto") -> Result:
 def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = None) -> list[Result]:
     """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each; or `jobs` at once.
 
-    Each distinct training is done once, and one that was begun is resumed. The results are in the order of `runs`.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError, FloatingPointError
-        From the first run that fails: its data, backbone, weights or device are not to be had, or it diverges. What
-        was done before stays done, and nothing of the run that failed is left behind.
+    Each distinct training is done once, and one that was begun is resumed. The results are in the order of `runs`. The
+    first run that fails (its data, backbone, weights or device are not to be had, or it diverges) raises a ValueError,
+    FileNotFoundError or FloatingPointError. What was done before stays, and nothing of the failed run does.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
@@ -139,7 +134,8 @@ def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = No
     quiet = "DEEPKNN_PROGRESS" in os.environ or not new
     with tqdm(total=len(bases) + len(others), desc="training", unit="run", disable=quiet) as bar:
         for wave in (bases, others):  # what others start from comes first
-            for _ in parallel(delayed(carry_out)(run, *_folders(run), device) for run in wave.values()):
+            tasks = [(run, folder_of(run), run.base and folder_of(run.base)) for run in wave.values()]
+            for _ in parallel(delayed(carry_out)(*task, data_digest(task[0]), device) for task in tasks):
                 bar.update()
     return [load(run) for run in runs]
 
@@ -151,10 +147,6 @@ def pick_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _folders(run: Run) -> tuple[Path, Path | None, str]:
-    return folder_of(run), folder_of(run.base) if run.base else None, data_digest(run)
 
 
 @cache
@@ -199,8 +191,7 @@ def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str
     try:
         np.savez(fresh / "features.npz", **arrays)
         save_file({n: t.contiguous().cpu() for n, t in state.items()}, fresh / "model.safetensors")
-        columns = None if history else ["epoch"]
-        pd.DataFrame(history, columns=columns).to_csv(fresh / "history.csv", index=False)
+        pd.DataFrame(history or {"epoch": []}).to_csv(fresh / "history.csv", index=False)
         (fresh / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
         try:
             fresh.rename(folder)
@@ -224,29 +215,24 @@ def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.devic
     if base:  # its backbone; the classifier is dropped, as the paper does for deep kNN*
         own = {n: t for n, t in load_file(base / "model.safetensors").items() if n.startswith("backbone.")}
         network.load_state_dict(network.state_dict() | own)
-    both, arrays, history = {"train": data.train, "test": data.test}, {}, []
-    about = {"class_names": data.class_names} | {name: data.info[name] for name in ("smallest", "synthetic")}
-    about["class_counts"] = {}
+    both, arrays, counts = {"train": data.train, "test": data.test}, {}, {}
     for part, held in both.items():
         arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
-        counts = np.bincount(held.labels, minlength=len(data.class_names))
-        about["class_counts"][part] = counts.tolist()
+        counts[part] = np.bincount(held.labels, minlength=len(data.class_names)).tolist()
+    about = {"class_names": data.class_names, "class_counts": counts}
+    about |= {name: data.info[name] for name in ("smallest", "synthetic")}
     if not loss:
-        return arrays | _frozen(network, run, both), history, network.state_dict(), about
-    train, test = (_loaded(part.images, where) for part in (data.train, data.test))
+        return arrays | _frozen(network, run, both), [], network.state_dict(), about
+    images = (data.train.images, data.test.images)  # `Rows` stay on disk
+    train, test = (i if isinstance(i, Rows) else torch.from_numpy(i).to(where) for i in images)
     labels = torch.from_numpy(data.train.labels)
-    history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=_teller(run))
+    history = fit(network, train, labels, run.config, checkpoint=checkpoint, on_epoch=partial(_tell, run))
     arrays["train_features"] = extract_features(network, train).cpu().numpy()
     features = extract_features(network, test)
     arrays["test_features"] = features.cpu().numpy()
     if network.classifier is not None:
         arrays["test_logits"] = network.classifier(features).detach().cpu().numpy()
     return arrays, history, network.state_dict(), about
-
-
-def _loaded(images: "np.ndarray | Rows", device: torch.device):
-    """Images as a tensor on the device; `Rows` stay on disk."""
-    return images if isinstance(images, Rows) else torch.from_numpy(images).to(device)
 
 
 def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
@@ -272,24 +258,20 @@ def _on_features(run: Run, base: Path, *_) -> tuple:
     """The same for a method that learns on the feature vectors of the base run (Table 3)."""
     arrays, record = _stored(base)
     estimator = estimators.from_run(run)
-    estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=_teller(run))
+    estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=partial(_tell, run))
     if SOFTMAX in METHODS[run.method].votes:
         arrays["test_logits"] = estimator.logits(arrays["test_features"])
     arrays |= {name: estimator.transform(arrays[name]) for name in ("train_features", "test_features")}
     about = {name: record[name] for name in ("class_names", "smallest", "synthetic", "class_counts")}
-    return arrays, estimator.history_, estimator.state(), about
+    return arrays, estimator.history_, estimator.state_, about
 
 
-def _teller(run: Run):
-    """What reports an epoch of this run."""
-
-    def tell(row: dict) -> None:
-        active = "" if np.isnan(row["active"]) else f", {row['active']:.0%} active"
-        spent = row["seconds"] + row["eval_seconds"]
-        text = f"{run.label}: epoch {row['epoch']}/{run.epochs}, loss {row['loss']:.3f}{active}, "
-        report(event="epoch", text=f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
-
-    return tell
+def _tell(run: Run, row: dict) -> None:
+    """Report an epoch of this run."""
+    active = "" if np.isnan(row["active"]) else f", {row['active']:.0%} active"
+    spent = row["seconds"] + row["eval_seconds"]
+    text = f"{run.label}: epoch {row['epoch']}/{run.epochs}, loss {row['loss']:.3f}{active}, "
+    report(event="epoch", text=f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
 
 
 def report(**event: str) -> None:
@@ -314,7 +296,6 @@ def commit() -> str:
     """Short hash of the checkout's commit, with `+` when files differ from it; empty outside git."""
     command = "git describe --always --dirty=+ --abbrev=10 --exclude=*".split()
     try:
-        told = subprocess.run(command, cwd=repository(), capture_output=True, text=True, check=True)
-        return told.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, cwd=repository(), capture_output=True, text=True).stdout.strip()
+    except OSError:
         return ""

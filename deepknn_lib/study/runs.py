@@ -153,9 +153,7 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     return Run(**{"dataset": dataset, "method": method, "k_predict": kind.votes[-1]} | settings | changes)
 
 
-def grid(
-    dataset, profile="demo", methods=TABLE2, split_names=("paper", "grouped"), seeds=None, **changes
-) -> list[Run]:
+def grid(dataset, profile="demo", methods=TABLE2, split_names=("paper", "grouped"), seeds=None, **changes):
     """The runs of a comparison, so ordered that every seed finished is a whole one; `changes` as in `make_run`."""
     seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     order = [(seed, split, method) for seed in seeds for split in split_names for method in methods]
