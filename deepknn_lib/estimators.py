@@ -225,7 +225,8 @@ class CrossEntropyClassifier(DeepKNNClassifier):
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:
         """What the softmax gets, in the order of `classes_`: float32 (N, C), also for two classes."""
-        return self.network_.classifier(torch.from_numpy(self.transform(X))).numpy()
+        features = torch.from_numpy(self.transform(X))
+        return self.network_.classifier(features).numpy()
 
     def predict(self, X) -> np.ndarray:
         """The class of the vote, or of the largest logit with `n_neighbors=0`: (N,)."""

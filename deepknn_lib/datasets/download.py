@@ -61,9 +61,7 @@ def fetch(url: str, path: Path, checksum: str | None, manual: str) -> None:
         have = part.stat().st_size if part.exists() else 0
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if (
-                answer.status_code != 416
-            ):  # All bytes are there, and the checksum says whether they are right.
+            if answer.status_code != 416:  # It means that no byte is left to fetch; the checksum judges them.
                 answer.raise_for_status()
                 answer.raw.enforce_content_length = True
                 mode = "ab" if answer.status_code == 206 else "wb"  # A server without ranges sends it all.

@@ -42,6 +42,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set, decoding it on first use; the split is left as a CSV of ids in `data_dir()/splits`.
 
+    ValueError or OSError if an argument is unknown, files are missing, bad or contradict each other, or the disk is
+    full. The message says what to do; for a set that is not there, how to get it.
+
     Parameters
     ----------
     name : str
@@ -53,16 +56,9 @@ def load_dataset(
         `official`, all 10,015 images for training and the test images of ISIC 2018 Task 3.
     fold : int
         1..5, the fold to test on; the other four are for training. Ready-made parts are fold 1.
-    image_size : int
-        Side in pixels to which every image is squashed, as the paper did (256).
-    interpolation : {"bilinear", "bicubic"}
-        How images are squashed; a pretrained backbone gets the one that it was trained with.
-
-    Raises
-    ------
-    ValueError, OSError
-        An argument is unknown, files are missing, bad or contradict each other, or the disk is full. The message
-        says what to do; for a set that is not there, how to get it.
+    image_size, interpolation : int and {"bilinear", "bicubic"}
+        Side in pixels to which every image is squashed, as the paper did (256), and how; a pretrained backbone gets
+        the interpolation that it was trained with.
     """
     index, everything, folds = _read(name, split, fold, image_size, interpolation)
     entry, kinds = entry_of(name)[0], np.array(index.class_names)[index.labels]
@@ -157,10 +153,9 @@ def index_of(name: str, split: str = "paper") -> Index:
 
 
 def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
-    """The fold in which each image is tested, int64 (N,), 1..5, or 0 for never.
+    """The fold that tests each image, int64 (N,): 1..5, 0 for never, -1 for neither test nor training.
 
-    It is -1 for images that are neither for test nor for training. ValueError or FileNotFoundError if there is no such
-    fold, or the published folds are not there or do not fit.
+    ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
     """
     if split == "grouped":
         by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
@@ -170,9 +165,8 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
     else:
         folds = split_file(place(name), index, split) if name == "skin7" else image_folds(index.labels)
     if not (folds == fold).any():
-        raise ValueError(
-            f"{name} has one test part in the split {split}, fold 1, not {fold}; use split='grouped'"
-        )
+        told = f"{name} has one test part in the split {split}, fold 1, not {fold}"
+        raise ValueError(f"{told}; use split='grouped'")
     return folds
 
 

@@ -77,8 +77,9 @@ def index_of_rows(rows: pd.DataFrame, files: dict[str, Path], names: tuple, sour
     return Index(labels, ids, groups, names, [*map(files.get, ids)])
 
 
-def from_table(root: Path, names: tuple, layout: dict) -> Index:
-    """The index of a layout of the catalogue: a table with columns for image, class and group, and image files."""
+def from_table(root: Path, *_: str, name: str = "pneumonia") -> Index:
+    """The index of a set by its layout in the catalogue: a table of images, classes and groups, and image files."""
+    layout, names = CATALOG[name].layout, tuple(CATALOG[name].counts)
     files = {path.stem: path for pattern in layout["images"] for path in root.glob(pattern)}
     source = next(iter(sorted(root.glob(layout["table"]))), root / layout["table"])
     return index_of_rows(table(source, *layout["columns"]).drop_duplicates(), files, names, source)
@@ -101,18 +102,15 @@ def challenge(root: Path, part: str) -> Index:
 
 
 def skin7(root: Path, _: str, split: str) -> Index:
-    """HAM10000, as the files of ISIC 2018 Task 3 or those of Harvard Dataverse; groups are lesions.
-
-    With the split `official` the images of the challenge's test part come after them.
-    """
-    there, layout = (root / "ISIC2018_Task3_Training_Input").exists(), CATALOG["skin7"].layout
-    train = challenge(root, "Training") if there else from_table(root, synthetic.CLASS_NAMES, layout)
+    """HAM10000 as ISIC 2018 Task 3 or Harvard Dataverse has it, by lesion; `official` adds ISIC's test part."""
+    there = (root / "ISIC2018_Task3_Training_Input").exists()
+    train = challenge(root, "Training") if there else from_table(root, name="skin7")
     if split != "official":
         return train
     both = train, challenge(root, "Test")
     arrays = [np.concatenate([getattr(part, of) for part in both]) for of in ("labels", "ids", "groups")]
-    parts, files = np.repeat(["train", "test"], [*map(len, both)]), both[0].files + both[1].files
-    return Index(*arrays, train.class_names, files, parts=parts)
+    parts = np.repeat(["train", "test"], [*map(len, both)])
+    return Index(*arrays, train.class_names, both[0].files + both[1].files, parts=parts)
 
 
 def split_file(root: Path, index: Index, split: str) -> np.ndarray:
@@ -121,8 +119,8 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     `paper` is the authors' five folds, `dermamnist-c` the leak-free parts of Abhishek et al. (2025), in which an image
     without a row is for training. FileNotFoundError if the file is not there, ValueError if it does not fit.
     """
-    given = os.environ.get("DEEPKNN_SKIN7_FOLDS") if split == "paper" else None
-    path = Path(given or root / ("folds.csv" if split == "paper" else "dermamnist_c.csv")).expanduser()
+    path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
+    path = path if split == "paper" else root / "dermamnist_c.csv"
     fetched = [root / f"split_data_{fold}_fold_test.csv" for fold in range(1, 6)]
     if split == "paper" and not path.is_file() and fetched[0].is_file():
         five = [table(path, "image_test").assign(fold=str(fold)) for fold, path in enumerate(fetched, 1)]
@@ -132,10 +130,8 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
         names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
         rows = table(path).rename(columns=names)
     else:
-        how = (
-            "run `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the columns"
-        )
-        how += " image,test_fold (see data/README.md), or use split='grouped'"
+        how = "run `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the "
+        how += "columns image,test_fold (see data/README.md), or use split='grouped'"
         raise FileNotFoundError(f"skin7's split {split} needs {path}: {how}")
     if not {"image", "fold"} <= {*rows}:
         raise ValueError(f"{path} needs the columns image and test_fold; it has {', '.join(rows)}")
@@ -145,26 +141,17 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
         what = f"{image!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
         raise ValueError(f"{path}, line {line}: {what}; correct or remove it")
     folds = rows.set_index("image")["fold"].map(FOLDS).reindex(index.ids)
-    missing = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
-    if missing:
-        raise ValueError(
-            f"{path} and the images differ by {len(missing)}, as {missing[0]}: is it this set's?"
-        )
+    off = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
+    if off:
+        raise ValueError(f"{path} and the images differ by {len(off)}, as {off[0]}: is it this set's?")
     return folds.fillna(0).to_numpy(np.int64)
-
-
-def pneumonia(root: Path, _: str, __: str) -> Index:
-    """The RSNA Pneumonia Detection Challenge as Kaggle's archive unpacks; one image a patient, who is the group."""
-    return from_table(root, tuple(CATALOG["pneumonia"].counts), CATALOG["pneumonia"].layout)
 
 
 def class_folders(root: Path, argument: str, _: str) -> Index:
     """Class folders in `root` or its `images/`, or in `train/` and `test/` there; groups from `groups.csv`."""
     base, source = root / "images" if (root / "images").is_dir() else root, root / "groups.csv"
-    folders = [path for path in base.glob("[!.]*") if path.is_dir()]
-    nested = [
-        path for path in base.glob("[!.]*/[!.]*") if path.is_dir() and path.parent.name.lower() in PARTS
-    ]
+    folders, nested = ([p for p in base.glob(depth) if p.is_dir()] for depth in ("[!.]*", "[!.]*/[!.]*"))
+    nested = [path for path in nested if path.parent.name.lower() in PARTS]
     ready_made = {PARTS[path.parent.name.lower()] for path in nested} == {"train", "test"}
     folders = nested if ready_made else folders
     found = sorted(path for folder in folders for path in folder.glob("[!.]*"))
@@ -267,5 +254,5 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
     return index_of_parts(labels, info["label"].values(), **known)
 
 
-READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), class_folders)
-READERS |= {read.__name__: read for read in (lesions, skin7, pneumonia, medmnist, stl10, mnist, digits)}
+READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), class_folders) | {"pneumonia": from_table}
+READERS |= {read.__name__: read for read in (lesions, skin7, medmnist, stl10, mnist, digits)}

@@ -1,7 +1,6 @@
 """What `python -m deepknn_lib verify` looks at before anyone trains: bad files, duplicates, classes, groups, leaks."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +44,7 @@ def failed(found: pd.DataFrame) -> bool:
 
 
 def of_dataset(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What is wrong with a set, its splits and its pinned contents (as of `verify`), and a summary.
-
-    The summary has one row a check, also of those that found nothing: `check`, `errors`, `warnings`, `notes` and
-    `the first`.
-    """
+    """What is wrong with a set, its splits and pinned contents (as of `verify`), and a summary: one row a check."""
     entry, index, folds, found = load.entry_of(name)[0], load.index_of(name), {}, []
     for split in load.SPLITS:
         try:
@@ -85,7 +80,8 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     `check`, `item`, `other` (the second image of a pair) and `detail`.
     """
     names, ids, groups = np.array(index.class_names)[index.labels], index.ids, index.groups
-    looks = [(text, "", 99, False, BLANK) if isinstance(text, str) else text for text in _looks(index)]
+    looks = each(index, 48, _look, "verifying")
+    looks = [(look, "", 99, False, BLANK) if isinstance(look, str) else look for look in looks]
     bad, content, side, constant, thumbnails = map(np.array, zip(*looks, strict=True))
     found = []
 
@@ -126,16 +122,12 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     return pd.DataFrame(found, columns=COLUMNS, dtype=object)
 
 
-def _looks(index: Index) -> Iterator:
-    """Of each image its content, shorter side, whether it has one colour, and thumbnail; a text if it is bad."""
-
-    def look(pixels: np.ndarray) -> tuple:
-        picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
-        grey = Image.fromarray(picture).convert("L").resize(BLANK.shape, Image.Resampling.BOX)
-        content = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-        return "", content, min(pixels.shape[1:]), (pixels == pixels[:, :1, :1]).all(), np.asarray(grey)
-
-    return each(index, 48, look, "verifying")
+def _look(pixels: np.ndarray) -> tuple:
+    """Of an image (C, H, W) no error, its content, shorter side, whether it has one colour, and its thumbnail."""
+    picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    grey = Image.fromarray(picture).convert("L").resize(BLANK.shape, Image.Resampling.BOX)
+    content = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+    return "", content, min(pixels.shape[1:]), (pixels == pixels[:, :1, :1]).all(), np.asarray(grey)
 
 
 def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float]]:
