@@ -10,16 +10,14 @@ LABELS = np.repeat([0, 1, 2], [160, 80, 60])
 ORIGIN = {"seconds": 1.0, "device": "cpu", "versions": "python 3", "commit": "abc"}
 
 
-def result(
-    method, seed=0, *, quality=0.5, arrives=4, stuck=False, collapsed=False, ratios=(0.6, 0.7), **changes
-):
+def result(method, seed=0, quality=0.5, arrives=4, stuck=False, collapsed=False, ratios=(0.6, 0.7), **given):
     """A result that is right on the given share of the images, or share of each class.
 
     All draw on the same luck, so that a better method is right wherever a worse one is. Training accuracy is 92 % from
     epoch `arrives` on, or stays at 50 % (`stuck`). `ratios` stand in the features of the training and the test part.
     """
-    changes = {"backbone": "resnet18", "weights": "imagenet"} | changes
-    run = make_run("lesions", method, "demo", seed=seed, **changes)
+    changes = {"seed": seed, "backbone": "resnet18", "weights": "imagenet"} | given
+    run = make_run("lesions", method, "demo", **changes)
     luck = (np.random.default_rng(7).permutation(len(LABELS)) + 0.2 * seed) / len(LABELS)
     predictions = np.where(luck < np.broadcast_to(quality, 3)[LABELS], LABELS, (LABELS + 1) % 3)
     ids, groups = np.array([f"image {n}" for n in range(len(LABELS))]), np.arange(len(LABELS)) // 2

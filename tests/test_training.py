@@ -151,15 +151,11 @@ def test_divergence_is_an_error_and_collapse_a_warning_with_advice(toy):
     assert history[-1]["loss"] == pytest.approx(CONFIG.margin, rel=1e-3)
 
 
-@pytest.mark.parametrize("changes, config, expected", [
-    ({}, {}, True),
-    ({"mean_pairwise_distance": 1.4}, {}, False),
-    ({"loss": 0.1}, {}, False),
-    ({}, {"loss": "triplet", "soft": True}, False),  # 0.2 is far under the ln 2 of one point.
-    ({"loss": 0.7}, {"loss": "triplet", "soft": True}, True),
-    ({}, {"loss": "supcon"}, False),
+@pytest.mark.parametrize("loss, distance, config, expected", [
+    (0.2, 1e-3, {}, True), (0.2, 1.4, {}, False), (0.1, 1e-3, {}, False), (0.2, 1e-3, {"loss": "supcon"}, False),
+    (0.2, 1e-3, {"loss": "triplet", "soft": True}, False),  # 0.2 is far under the ln 2 of one point.
+    (0.7, 1e-3, {"loss": "triplet", "soft": True}, True),
 ])  # fmt: skip
-def test_collapse_is_a_settled_triplet_loss_with_all_features_in_one_point(changes, config, expected):
-    row = {"epoch": 1, "loss": 0.2, "mean_pairwise_distance": 1e-3} | changes
-    config = TrainingConfig(**config)
+def test_collapse_is_a_settled_triplet_loss_with_all_features_in_one_point(loss, distance, config, expected):
+    row, config = {"epoch": 1, "loss": loss, "mean_pairwise_distance": distance}, TrainingConfig(**config)
     assert collapsed([row], config) == expected and not collapsed([], config)
