@@ -7,8 +7,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-# The fields of a run that have an option of their own, or none.
-_CHOSEN = ("dataset", "method", "split", "seed", "loss", "base")
+_CHOSEN = ("dataset", "method", "split", "seed", "loss", "base")  # have an option of their own, or none
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,7 +87,8 @@ def _datasets(_: argparse.Namespace) -> None:
         count, classes = sum(entry.counts.values()), len(entry.counts)
         held = f" {count:,} images in {classes} classes." if count else ""
         print(f"{name}: {entry.title}.{held} Licence: {entry.licence}. Cite: {entry.citation}\n    {state}")
-        print(f"    page: {entry.page}" if entry.page else "", end="\n" if entry.page else "")
+        if entry.page:
+            print(f"    page: {entry.page}")
 
 
 def _download(arguments: argparse.Namespace) -> None:

@@ -29,13 +29,10 @@ def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int, smallest
 def bootstrap(labels, correct, n_classes, smallest, groups=None, *, draws=2000, seed=0) -> dict:
     """Draws of Acc, MCR and RS (per cent, each float64 (draws,)) over test sets and seeds that could have been.
 
-    Parameters
-    ----------
-    labels, groups : ndarray, (N,)
-        Classes, and lesions or patients (default: each image alone). Within a class, whole groups are drawn.
-    correct : ndarray, float, (N,) or (S, N)
-        1 where a prediction is right, else 0; for a paired comparison, the difference of two methods. With a
-        row for each of S seeds, a draw takes S − 1 seeds: S would give a variance too small by (S − 1) / S.
+    Within a class, whole groups are drawn: `labels` are the classes (N,), `groups` the lesions or patients (N,), by
+    default each image alone. `correct`, (N,) or (S, N), is 1 where a prediction is right, else 0; for a paired
+    comparison, the difference of two methods. With a row for each of S seeds, a draw takes S − 1 seeds: S would give a
+    variance too small by (S − 1) / S.
     """
     labels, correct = np.asarray(labels, dtype=np.int64), np.asarray(correct, dtype=np.float64)
     groups = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]

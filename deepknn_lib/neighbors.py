@@ -85,21 +85,12 @@ def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, e
     The product cannot tell two rows apart whose squared distances from a query differ by less than about 1e-6 of
     the squared distances from the gallery's mean: where more than k + 8 rows lie so close, one can be missed.
 
-    Parameters
-    ----------
-    queries, gallery : Tensor, floating point, (Q, D) and (G, D)
-    k : int
-        Neighbours a query; 1 <= k <= G (G − 1 with `exclude_self`).
-    chunk : int
-        Queries at a time, against 16 times as many gallery rows: memory holds 16 · chunk² distances.
-    exclude_self : bool
-        For leave-one-out search: `queries` is `gallery`, and row i is not its own neighbour.
+    `queries` (Q, D) and `gallery` (G, D) are floating point, and 1 <= k <= G. With `exclude_self`, for leave-one-out
+    search, `queries` is `gallery`, row i is not its own neighbour, and k < G. `chunk` queries at a time meet 16 times
+    as many gallery rows, so that memory holds 16 · chunk² distances.
 
-    Returns
-    -------
-    distances, indices : Tensor, float32 or float64, and int64, (Q, k)
-        Ascending distances, and rows of the gallery; equal distances keep the order of the rows. ValueError if the
-        shapes do not fit, a feature is not finite, or the gallery holds fewer than k rows.
+    Returned are the distances, float32 or float64 (Q, k), ascending, and rows of the gallery, int64 (Q, k); equal
+    distances keep the order of the rows. ValueError if the shapes do not fit, a feature is not finite, or k is off.
     """
     shapes = f"{tuple(queries.shape)} and {tuple(gallery.shape)}"
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:

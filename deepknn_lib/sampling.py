@@ -20,8 +20,7 @@ class BatchSampler:
         The paper's B; every batch has this size (`random`: the last of an epoch has 2 to B + 1 images).
     mode : {"proportional", "balanced", "random"}
         `proportional`: at least `min_per_class` of each class in the batch, the rest in the data's proportions.
-        `balanced`: equally many of each, the paper's rule for SD-198. `random`: a plain shuffle, for
-        cross-entropy, which needs no positives.
+        `balanced`: equally many of each, the paper's rule for SD-198. `random`: a plain shuffle, for cross-entropy.
     min_per_class : int
         K + 1, so that an anchor finds K positives. A class with fewer images gives some of them twice.
     classes_per_batch : int, optional
@@ -58,8 +57,7 @@ class BatchSampler:
             some = self.wanted < len(classes)  # then classes are dealt from a pack too
             chosen = self._deal("classes", classes, self.wanted, generator) if some else classes
             quotas = zip(chosen.tolist(), self._quotas(chosen), strict=True)
-            hands = [self._deal(c, self.members[c], quota, generator) for c, quota in quotas]
-            batches.append(torch.cat(hands))
+            batches.append(torch.cat([self._deal(c, self.members[c], n, generator) for c, n in quotas]))
         return batches
 
     def _quotas(self, chosen: Tensor) -> list[int]:

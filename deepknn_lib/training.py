@@ -76,12 +76,10 @@ class TrainingConfig:
 
 
 def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, checkpoint=None, on_epoch=None):
-    """Train `network` in place.
+    """Train `network`, which needs a classifier for `weighted-ce`, in place, and return its history.
 
     Parameters
     ----------
-    network : Network
-        With a classifier for `weighted-ce`.
     inputs : Tensor or array-like
         Images, uint8 (N, C, H, W), cropped and flipped at random; or feature vectors, float32 (N, n), as they are.
     labels : Tensor, int64, (N,)
@@ -89,15 +87,11 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         File for the state after an epoch. If it exists, training resumes there, and on a CPU ends with the
         same weights as if it had never stopped.
     on_epoch : callable, optional
-        Gets each epoch's row of the history, a dict.
-
-    Returns
-    -------
-    list of dict
-        One row an epoch: `loss`, `active` share of triplets (see `criteria`) and `mean_pairwise_distance` of a
-        batch's features are means over batches; `train_acc` is leave-one-out kNN on the training set, K_p = 5, per
-        cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring `train_acc`. ValueError if the
-        batches cannot be drawn or the checkpoint is of another training, FloatingPointError if the loss diverges.
+        Gets each row of the history, the dict of an epoch: `loss`, `active` share of triplets (see `criteria`) and
+        `mean_pairwise_distance` of a batch's features are means over batches; `train_acc` is leave-one-out kNN on the
+        training set, K_p = 5, per cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring
+        `train_acc`. ValueError if the batches cannot be drawn or the checkpoint is of another training,
+        FloatingPointError if the loss diverges.
     """
     device, network.precision = network.device, config.precision
     if inputs.ndim == 4:

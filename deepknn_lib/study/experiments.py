@@ -186,8 +186,7 @@ def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str
     record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
     record |= {"seconds": time.perf_counter() - started, "versions": versions(), "commit": commit()}
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    fresh.mkdir(parents=True, exist_ok=True)
     try:
         np.savez(fresh / "features.npz", **arrays)
         save_file({n: t.contiguous().cpu() for n, t in state.items()}, fresh / "model.safetensors")
@@ -230,7 +229,7 @@ def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.devic
     arrays["train_features"] = extract_features(network, train).cpu().numpy()
     features = extract_features(network, test)
     arrays["test_features"] = features.cpu().numpy()
-    if network.classifier is not None:
+    if network.classifier:
         arrays["test_logits"] = network.classifier(features).detach().cpu().numpy()
     return arrays, history, network.state_dict(), about
 
