@@ -121,9 +121,9 @@ def test_the_digest_is_of_contents(data, tmp_path):
     found, groups = [dataset_digest(f"folder:{root}", *case) for case in cases], root / "groups.csv"
     shutil.copytree(root, tmp_path / "two")
     assert found[4] == dataset_digest(other, None, 2, 16)  # without a split, all folds are alike
-    os.utime(root / "ill" / "3.png", ns=(1, 1))
+    os.utime(file := root / "ill" / "3.png", ns=(1, 1))
     assert found[0] == dataset_digest(f"folder:{root}", *cases[0]) == dataset_digest(other, *cases[0])
-    file, size = root / "ill" / "3.png", (root / "ill" / "3.png").stat().st_size
+    size = file.stat().st_size
     Image.new("L", (48, 48), 7).save(file)
     file.write_bytes(file.read_bytes().ljust(size, b"\0"))  # replaced in place by a file of the same size
     found.append(dataset_digest(f"folder:{root}", *cases[3]))

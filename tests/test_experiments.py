@@ -151,7 +151,7 @@ def test_a_collapsed_run_says_so_to_whoever_follows_it_and_not_in_a_cell(monkeyp
     run = make_run("digits", "deep-knn", "smoke")
     experiments.execute(run, "cpu")
     events = [json.loads(line) for line in (tmp_path / "progress").read_text(encoding="utf-8").splitlines()]
-    assert {"event": "warning", "text": f"{run.label}: the embedding collapsed"} in events
+    assert {"event": "warning", "text": f"{run.label}: {said}"} in events
     assert not [one for one in recwarn if "collapsed" in str(one.message)]
 
 
@@ -244,8 +244,7 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(tmp_path, monkey
 
 def test_the_command_line_runs_and_ends_with_json(capsys, tmp_path):
     out = tmp_path / "out"
-    options = ["--profile", "smoke", "--device", "cpu", "--normalize", "l2", "--out", str(out)]
-    assert cli.main(["run", "--method", "knn", *options]) == 0
+    assert cli.main(f"run --method knn --profile smoke --device cpu --normalize l2 --out {out}".split()) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {row["k_predict"] for row in last["scores"]} == {1, 5}
     assert {p.name for p in out.iterdir()} == {"run.json", "history.csv", "features.npz", "model.safetensors"}
@@ -269,8 +268,7 @@ GRID = "grid --profile smoke --methods knn,deep-knn --splits grouped --device cp
 
 def test_grid_writes_rows_and_epochs(capsys, tmp_path):
     out, epochs = tmp_path / "rows.csv", tmp_path / "epochs.csv"
-    options = f"{GRID} --seeds 0 --dataset digits --out {out} --history {epochs}"
-    assert cli.main(options.split()) == 0
+    assert cli.main(f"{GRID} --seeds 0 --dataset digits --out {out} --history {epochs}".split()) == 0
     assert len(pd.read_csv(out)) == 4 and len(pd.read_csv(epochs)) == 1  # two values of K_p each; one epoch
     assert "| grouped | kNN" in capsys.readouterr().out
 
@@ -278,7 +276,6 @@ def test_grid_writes_rows_and_epochs(capsys, tmp_path):
 def test_grid_goes_in_an_order_that_makes_every_run_count(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(experiments, "execute_all", lambda runs, *_: asked.extend(runs) or [])
-    monkeypatch.setattr(results, "summary", lambda found: pd.DataFrame())
     monkeypatch.setattr(results, "readable", lambda table: table)
     assert cli.main(f"{GRID} --seeds 0,1 --dataset lesions,digits --sweeps".split()) == 0
     order = [(s, d, m) for s in (0, 1) for d in ("lesions", "digits") for m in ("knn", "deep-knn")]
