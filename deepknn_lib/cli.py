@@ -43,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: all cores; 1 on a GPU)")
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
+    grid.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write the class given to each test image"
+    )
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
         one.add_argument("--profile", default="demo", choices=PROFILES, help="settings (%(default)s)")
@@ -139,10 +142,12 @@ def _grid(arguments: argparse.Namespace) -> None:
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
     asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
     done = execute_all(asked, arguments.device, arguments.jobs)
-    for path, table in ((arguments.out, results.results_table), (arguments.history, results.history_table)):
-        if path:
+    tables = {"out": results.results_table, "history": results.history_table}
+    for name, table in (tables | {"predictions": results.predictions_table}).items():
+        if path := getattr(arguments, name):
             with whole_file(path) as temporary:
-                table(done).to_csv(temporary, index=False, float_format="%.6g")
+                made = table(done if name != "predictions" else done[: len(compared)])
+                made.to_csv(temporary, index=False, float_format="%.6g")
     for name in names:
         mine = results.summary(result for result in done[: len(compared)] if result.run.dataset == name)
         print(results.markdown(results.readable(mine)))

@@ -267,8 +267,13 @@ GRID = "grid --profile smoke --methods knn,deep-knn --splits grouped --device cp
 
 
 def test_grid_writes_rows_and_epochs(capsys, tmp_path):
-    out, epochs = tmp_path / "rows.csv", tmp_path / "epochs.csv"
-    assert cli.main(f"{GRID} --seeds 0 --dataset digits --out {out} --history {epochs}".split()) == 0
+    out, epochs, votes = (tmp_path / f"{name}.csv" for name in ("rows", "epochs", "votes"))
+    files = f"--out {out} --history {epochs} --predictions {votes}"
+    assert cli.main(f"{GRID} --seeds 0 --dataset digits {files}".split()) == 0
+    told = pd.read_csv(votes)
+    assert [*told][4:] == ["image", "group", "label", "knn:1", "knn:5", "deep-knn:1", "deep-knn:5"]
+    accuracies = [100 * (told[name] == told["label"]).mean() for name in [*told][-4:]]
+    assert accuracies == pytest.approx(pd.read_csv(out)["acc"].tolist(), abs=1e-3)
     assert len(pd.read_csv(out)) == 4 and len(pd.read_csv(epochs)) == 1  # two values of K_p each; one epoch
     assert "| grouped | kNN" in capsys.readouterr().out
 

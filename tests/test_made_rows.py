@@ -65,7 +65,7 @@ def test_predictions_of_the_runs_on_a_gpu_give_their_scores_and_differences():
         votes = {k: told[f"{run.method}:{k}"].values for k in METHODS[run.method].votes}
         logits = {"test_logits": np.eye(7)[votes.get(SOFTMAX, told["label"])], "train_labels": np.zeros(8011)}
         found.append(Result(run, arrays | logits, [], record, votes))
-    assert [*make.predictions(found)] == [*told]
+    assert [*results.predictions_table(found)] == [*told]
     for kind, columns in (("runs", ["acc", "mcr", "rs"]), ("differences", ["difference", "low", "high"])):
         made, wanted = FILES[f"skin7_paper_{kind}"][0](found), committed(f"skin7_paper_{kind}")
         assert list(made["method"]) == list(wanted["method"])

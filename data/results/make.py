@@ -90,7 +90,8 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
         if name.endswith(("_demo", "_finetune", "_table3", "_paper")):
             found[f"{name}_differences"] = differences, [name]
         if name.endswith("_paper"):
-            found |= {f"{name}_evidence": (evidence, [name]), f"{name}_predictions": (predictions, [name])}
+            found[f"{name}_evidence"] = evidence, [name]
+            found[f"{name}_predictions"] = results.predictions_table, [name]
     compared = [name for name in known if not name.endswith(("_ladder", "_paper", "_128"))]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
@@ -125,14 +126,6 @@ def evidence(found: Results) -> pd.DataFrame:
     """Every comparison that a claim needs, from all studies of a data set."""
     usual = {result.run: result for result in found if (result.run.k, result.run.m) == (5, 5)}
     return claims.evidence(usual.values(), variants=[result for result in found if result.run not in usual])
-
-
-def predictions(found: Results) -> pd.DataFrame:
-    """The class that each method and K_p (`method:k`) gives each test image; paired intervals can be made from it."""
-    table = {name: found[0].arrays[f"test_{name}s"] for name in ("id", "group", "label")}
-    votes = [(result, k) for result in found for k in METHODS[result.run.method].votes]
-    table |= {f"{result.run.method}:{k}": result.predict(k) for result, k in votes}
-    return pd.DataFrame(table).rename(columns={"id": "image"})
 
 
 def leak(found: Results) -> pd.DataFrame:

@@ -50,6 +50,23 @@ def history_table(results: Iterable[Result]) -> pd.DataFrame:
     return pd.DataFrame([{n: getattr(r.run, n) for n in names} | row for r in trained for row in r.history])
 
 
+def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
+    """The class that each method and K_p (`method:k`) gives each test image; one row an image of a set, split and seed.
+
+    With `history_table` it is what most verdicts need, so that runs can be judged where their files are not. ValueError
+    if a method has two settings.
+    """
+    parts, where = {}, ["dataset", "split", "fold", "seed"]
+    for run, result in ((result.run, result) for result in results):
+        names = {name: result.arrays[f"test_{name}s"] for name in ("id", "group", "label")}
+        part = parts.setdefault(tuple(getattr(run, name) for name in where), pd.DataFrame(names))
+        for column, k in ((f"{run.method}:{k}", k) for k in METHODS[run.method].votes):
+            if column in part:
+                raise ValueError(f"two settings of {run.method} on the same images; leave one out")
+            part[column] = result.predict(k)
+    return pd.concat(parts, names=where).droplevel(-1).reset_index().rename(columns={"id": "image"})
+
+
 def select(results: Iterable[Result], **fields) -> list[Result]:
     """The results whose run has these values, e.g. `select(results, method="deep-knn", split="grouped")`."""
     return [r for r in results if all(getattr(r.run, name) == value for name, value in fields.items())]
