@@ -23,7 +23,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 # The library may only become shorter: 2,800 lines are wanted (later 3,200, with more in it).
-LINES = {"library": 3850, "method": 600, "README": 150}
+LINES = {"library": 3820, "method": 600, "README": 150}
 ROOMS = {"storage": 0, "method": 1, "datasets": 1, "study": 2, "cli": 3}  # a room imports lower ones only
 READ_TO_TRUST = ("losses", "neighbors", "sampling", "training", "metrics")
 HEAVY = "torchvision timm sklearn scipy pandas matplotlib umap papermill IPython PIL pooch joblib pydicom"
