@@ -32,7 +32,7 @@ for notebook in notebooks/*.ipynb notebooks/*/*.ipynb; do
         *) second+=("$notebook") ;;
     esac
 done
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1  # no processes for runs that last a second
 "$DEEPKNN_PYTHON" -m pytest --nbval-lax --nbval-current-env "${second[@]}" "$@" > "$scratch/second.log" 2>&1 &
 half=$!
 "$DEEPKNN_PYTHON" -m pytest --nbval-lax --nbval-current-env tests "${first[@]}" "$@" || of_first=$?

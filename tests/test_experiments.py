@@ -211,6 +211,7 @@ execute_all([make_run("digits", "deep-knn", "smoke", seed=s, split="grouped", ep
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_workers_end_with_their_parent_and_a_killed_run_resumes(tmp_path, monkeypatch):
     environment = os.environ | {"DEEPKNN_DATA": str(tmp_path), "DEEPKNN_PROGRESS": str(tmp_path / "progress")}
+    environment["LOKY_MAX_CPU_COUNT"] = "2"
     parent = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stderr=subprocess.DEVNULL)
 
     def processes():

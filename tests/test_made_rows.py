@@ -73,7 +73,7 @@ def test_predictions_of_the_runs_on_a_gpu_give_their_scores_and_differences():
 
 
 def test_a_study_is_made_and_one_without_its_data_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting workers would take longer than the runs
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting workers would take longer than the runs
     tiny = grid("lesions", "smoke", ("knn", "weighted-ce", "deep-knn"), ("grouped",), (0,))
     known = {"lesions_demo": tiny, "sd198_demo": grid("sd198", "smoke", ("knn",), seeds=(0,)), "datasets": []}
     monkeypatch.setattr(make, "studies", lambda: known)
@@ -141,7 +141,7 @@ def test_the_trials_command_adds_to_its_table(monkeypatch, tmp_path, capsys):
     tried = {"triplet": [{"lr": 0.05, "soft": True, "warmup": 1}]}  # it has two votes
     tried |= {"weighted-ce": [{"lr": 0.02}, {"lr": 0.05}]}
     monkeypatch.setitem(SEARCHES, "smoke", {"all": {"epochs": 1}, "trials": tried})
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # starting workers would take longer than the trials
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting workers would take longer than the trials
     command, tables = ["--dataset", "lesions", "--profile", "smoke", "--out", str(tmp_path / "rows.csv")], []
     for methods in (["--methods", "weighted-ce"], [], []):
         assert trials.main([*command, *methods]) == 0

@@ -118,11 +118,11 @@ def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = No
     first run that fails (its data, backbone, weights or device are not to be had, or it diverges) raises a ValueError,
     FileNotFoundError or FloatingPointError. What was done before stays, and nothing of the failed run does.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
     from tqdm import tqdm
 
     _digest_of.cache_clear()  # files may have been replaced since
-    runs, jobs = list(runs), jobs or (1 if pick_device(device).type == "cuda" else os.cpu_count() or 1)
+    runs, jobs = list(runs), jobs or (1 if pick_device(device).type == "cuda" else cpu_count())
     new = [run for run in runs if not is_done(run)]
     for run in {run.key: run for run in runs if run not in new}.values():
         report(event="run", status="cached", label=run.label)
