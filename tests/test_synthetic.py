@@ -1,6 +1,7 @@
 """The synthetic lesions: what they promise about classes, looks, views and nuisances."""
 
 import hashlib
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_classes_have_skin7s_proportions_and_lesions_a_few_views():
 
 
 def test_views_of_a_lesion_differ_and_some_are_near_duplicates():
-    pairs = [block[:2].astype(float) for block in synthetic.draw(48) if len(block) > 1]
+    pairs = [block[:2].astype(float) for block in islice(synthetic.draw(48), 700) if len(block) > 1]
     gaps = np.array([np.abs(first - second).mean() for first, second in pairs])
     assert gaps.min() > 1 and 0.05 < (gaps < 8).mean() < 0.2 and np.median(gaps) > 15
 
