@@ -18,7 +18,7 @@ fi
 source "$root/setup.sh" || exit 1
 cd -- "$root"
 scratch="$(mktemp -d)"
-trap 'rm -rf -- "$scratch"' EXIT
+trap 'kill "${half-}" 2>/dev/null || :; rm -rf -- "$scratch"' EXIT
 export DEEPKNN_DATA="$scratch/data" DEEPKNN_FIGURES="$scratch/figures" DEEPKNN_PROFILE=smoke
 
 status=0 first=() second=()

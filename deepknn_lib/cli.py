@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
     grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
     grid.add_argument("--methods", type=_list, metavar="A,B", help="default: those of the paper's Table 2")
-    grid.add_argument("--splits", type=_list, default=["paper", "grouped"], metavar="A", help="default: both")
+    grid.add_argument("--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="else both")
     grid.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="default: the profile's")
     grid.add_argument("--sweeps", action="store_true", help="then whole-set search, and K and M of Table S3")
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: all cores; 1 on a GPU)")

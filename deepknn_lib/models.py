@@ -62,7 +62,9 @@ class Network(nn.Module):
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a GPU or the processor has bfloat16 units; without them it would be slower than float32."""
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # older PyTorch cannot tell: False
 
 
 def rows_of(inputs, index: Tensor, device: torch.device) -> Tensor:
