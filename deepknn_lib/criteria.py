@@ -31,14 +31,15 @@ def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
 
 
 def collapsed(history: list[dict], config) -> bool:
-    """Whether a triplet loss ended at its value for one point, with (nearly) all features in one point.
+    """Whether a triplet loss drew (nearly) all features into one point.
 
-    When every distance is 0 each hinge equals α (a soft one ln 2): all triplets are active and nothing is learnt.
+    The mean distance between two images of a batch then ends below a tenth of what it was before the first step, and
+    the loss at its value for one point: each hinge equals α (a soft one ln 2), and nearly all triplets are active.
     """
     if config.loss not in ("deep-knn", *TRIPLETS) or not history:
         return False
     last, settled = history[-1], math.log(2) if config.soft else config.margin
-    return last["mean_pairwise_distance"] < settled / 2 and last["loss"] > 0.8 * settled
+    return last["mean_pairwise_distance"] < last["start_distance"] / 10 and last["loss"] > 0.8 * settled
 
 
 class _DeepKNN(nn.Module):

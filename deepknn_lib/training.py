@@ -88,10 +88,10 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         same weights as if it had never stopped.
     on_epoch : callable, optional
         Gets each row of the history, the dict of an epoch: `loss`, `active` share of triplets (see `criteria`) and
-        `mean_pairwise_distance` of a batch's features are means over batches; `train_acc` is leave-one-out kNN on the
-        training set, K_p = 5, per cent; `lr` of the last step; `seconds` of training, `eval_seconds` of measuring
-        `train_acc`. ValueError if the batches cannot be drawn or the checkpoint is of another training,
-        FloatingPointError if the loss diverges.
+        `mean_pairwise_distance` of a batch's features are means over batches, `start_distance` is that of the first
+        batch, before any step; `train_acc` is leave-one-out kNN on the training set, K_p = 5, per cent; `lr` of the
+        last step; `seconds` of training, `eval_seconds` of measuring `train_acc`. ValueError if the batches cannot be
+        drawn or the checkpoint is of another training, FloatingPointError if the loss diverges.
     """
     device, network.precision = network.device, config.precision
     if inputs.ndim == 4:
@@ -110,6 +110,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         for name, part in parts.items():
             part.load_state_dict(state[name])
     sampler, labels, saved = config.sampler(labels.cpu()), labels.to(device), time.monotonic()
+    start = history[0]["start_distance"] if history else None
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
@@ -136,7 +137,8 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
             loss.backward()
             optimizer.step()
             n_pairs = max(len(index) * (len(index) - 1), 1)
-            found = (loss, active, pairwise_distances(features.detach()).sum() / n_pairs)
+            distance = pairwise_distances(features.detach()).sum() / n_pairs
+            start, found = distance if start is None else start, (loss, active, distance)
             totals += torch.stack([value.detach().double().to(device) for value in found])
         mean_loss, active, mean_distance = (totals / len(batches)).tolist()
         if not math.isfinite(mean_loss):
@@ -145,7 +147,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         trained = time.perf_counter()
         accuracy = leave_one_out_accuracy(extract_features(network, inputs), labels)
         row = {"epoch": epoch, "loss": mean_loss, "active": active, "mean_pairwise_distance": mean_distance}
-        row |= {"train_acc": accuracy, "lr": optimizer.param_groups[0]["lr"]}
+        row |= {"start_distance": float(start), "train_acc": accuracy, "lr": optimizer.param_groups[0]["lr"]}
         history.append(row | {"seconds": trained - started, "eval_seconds": time.perf_counter() - trained})
         if on_epoch:
             on_epoch(history[-1])

@@ -149,8 +149,8 @@ def test_notebook_is_valid_small_and_without_widgets(path):
 def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
     prose = [cell.source for cell in cells(path, "markdown")]
     assert re.match(r"# (?s:.*\bquestion\b.*\bmakes?\b.*\b(minutes?|seconds)\b)", prose[0].lower())
-    titles = " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-4:]), re.M))
-    assert re.search("Summary.*Exercises.*Next", titles)
+    titles = " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-6:]), re.M))
+    assert re.search("The answer.*Exercises.*Next", titles)
     (tagged,) = [cell for cell in cells(path, "code") if "parameters" in cell.metadata.get("tags", [])]
     lines = [line for line in tagged.source.splitlines() if line and not line.startswith("#")]
     assert not [line for line in lines if not re.match(r"\w+: \w+ = .+  # \w", line)], "type and comment"
@@ -167,6 +167,38 @@ def test_notebook_has_short_cells_and_stored_outputs_without_errors(path):
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert all(output.metadata["image/png"]["alt"].strip() for output in images), "a figure without words"
     assert len({output.data["image/png"] for output in images}) == len(images), "one figure is stored twice"
+
+
+@each(NOTEBOOKS)
+def test_the_answer_has_three_sentences_and_only_numbers_of_the_notebooks_own_tables(path):
+    (cell,) = [cell for cell in cells(path, "code") if "notebook.answer(" in cell.source]
+    said = re.sub(
+        r"K_p = \d+|95 %|Fig\. \w+|Eqs?\. \d|Tables? \w+|\d+ pixels",
+        "",
+        cell.outputs[0].data["text/markdown"],
+    )
+    assert 1 <= len(re.findall(r"\w[.!?](?= [A-Z]|$)", said)) <= 3, said
+    code, known = "\n".join(cell.source for cell in cells(path, "code")), set()
+    for table in {ROOT / "figures" / "tables" / f"{name}.csv" for name in re.findall(r"\"(\w+)\"", code)}:
+        text = text_of(table) if table.exists() else ""
+        values = [float(number) for number in re.findall(r"(?<![\w.])-?\d+\.?\d*(?:e-?\d+)?", text)]
+        known |= {value for number in values for value in (abs(number), 100 * abs(number))}
+    for number in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?!\w)", said):
+        value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
+        assert any(abs(value - one) <= 0.5001 * 10**-digits for one in known), (
+            f"{number} is in no table: {said}"
+        )
+
+
+@each(NOTEBOOKS)
+def test_every_exercise_checks_itself_and_has_a_solution(path):
+    code = "\n".join(cell.source for cell in cells(path, "code"))
+    checks = re.findall(r"check_\w+", re.search(r"from exercises\.\w+ import \(?([\w,\s]+)", code)[1])
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    solved = "\n".join(cell.source for cell in cells(path.parent / "solutions" / path.name, "code"))
+    assert len(checks) >= 2 and all(f"{name}(" in text for name in checks)
+    for name in checks:  # Right answers pass, wrong ones do not; nbval runs both.
+        assert f"assert {name}(" in solved and f"assert not {name}(" in solved, name
 
 
 @each(files("*.md") + ALL_NOTEBOOKS)

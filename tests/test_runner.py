@@ -84,7 +84,7 @@ def test_a_whole_run_and_the_next_one(place, capsys):
     assert table[3][:5] == "1 of 2 notebooks passed;".split()
 
     page = (figures / "index.html").read_text(encoding="utf-8")
-    for wanted in ('src="my%20loss.png"', 'alt="a &quot;curve&quot;"', "Loss &lt;1&gt;", "a &amp; b", "Synthetic data",
+    for wanted in ('src="my%20loss.png"', 'alt="a &quot;curve&quot;"', "Loss &lt;1&gt;", "a &amp; b", "are synthetic",
                    'href="notebooks/10_last.html"', 'href="my%20loss.pdf"', 'href="tables/t.md"'):  # fmt: skip
         assert wanted in page, wanted
     pages = {

@@ -142,20 +142,29 @@ def test_a_config_that_cannot_be_trained_is_an_error(wrong, told):
 
 
 def test_divergence_is_an_error_and_collapse_a_warning_with_advice(toy):
+    torch.manual_seed(0)
     with pytest.raises(FloatingPointError, match="weighted-ce loss is (nan|inf) in epoch .* lower lr"):
         train(*toy, replace(CONFIG, loss="weighted-ce", lr=1e6, lr_decay_every=0))
-    shrunk = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
-    nn.init.constant_(shrunk[2].weight, 1e-6)
+    noise, labels = (
+        torch.randint(256, (96, 3, 16, 16), dtype=torch.uint8),
+        torch.arange(96) % 3,
+    )  # nothing to learn
+    network = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), 3)
+    config = replace(CONFIG, loss="triplet", margin=5.0, epochs=20, lr=0.1, lr_decay_every=5)
     with pytest.warns(UserWarning, match="the embedding collapsed.*use normalised features"):
-        history = fit(Network(shrunk, 3), *map(torch.from_numpy, toy), replace(CONFIG, epochs=1, lr=1e-9))
-    assert history[-1]["loss"] == pytest.approx(CONFIG.margin, rel=1e-3)
+        history = fit(network, noise, labels, config)
+    assert history[-1]["loss"] == pytest.approx(5, rel=0.05)
+    assert history[-1]["mean_pairwise_distance"] < history[0]["start_distance"] / 10
 
 
 @pytest.mark.parametrize("loss, distance, config, expected", [
-    (0.2, 1e-3, {}, True), (0.2, 1.4, {}, False), (0.1, 1e-3, {}, False), (0.2, 1e-3, {"loss": "supcon"}, False),
-    (0.2, 1e-3, {"loss": "triplet", "soft": True}, False),  # 0.2 is far under the ln 2 of one point.
-    (0.7, 1e-3, {"loss": "triplet", "soft": True}, True),
+    (0.2, 0.05, {}, True), (0.2, 1.4, {}, False), (0.1, 0.05, {}, False), (0.2, 0.05, {"loss": "supcon"}, False),
+    (0.2, 0.05, {"loss": "triplet", "soft": True}, False),  # 0.2 is far under the ln 2 of one point.
+    (0.7, 0.05, {"loss": "triplet", "soft": True}, True),
+    (5.0, 1.5, {"margin": 5.0}, False),  # A margin above all distances is not yet a collapse.
 ])  # fmt: skip
 def test_collapse_is_a_settled_triplet_loss_with_all_features_in_one_point(loss, distance, config, expected):
-    row, config = {"epoch": 1, "loss": loss, "mean_pairwise_distance": distance}, TrainingConfig(**config)
-    assert collapsed([row], config) == expected and not collapsed([], config)
+    row = {"epoch": 1, "loss": loss, "mean_pairwise_distance": distance, "start_distance": 1.5}
+    assert collapsed([row], TrainingConfig(**config)) == expected and not collapsed(
+        [], TrainingConfig(**config)
+    )

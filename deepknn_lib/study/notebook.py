@@ -3,7 +3,9 @@
 import io
 import os
 import random
+import sys
 from collections import namedtuple
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +14,7 @@ import PIL.Image
 import torch
 from IPython.display import Image, Markdown, display
 
-from deepknn_lib.storage import figures_dir, whole_file
+from deepknn_lib.storage import figures_dir, repository, whole_file
 from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
@@ -22,7 +24,7 @@ Session = namedtuple("Session", "profile dataset seeds device figures")
 
 
 def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: str = "auto") -> Session:
-    """Set style and seeds, print what this notebook runs with.
+    """Set style and seeds, print what this notebook runs with, and make `exercises` of notebooks/ importable.
 
     An empty `profile` is `DEEPKNN_PROFILE`, else `demo`. `seeds` have commas between (`"0,1,2"`); empty: the profile's.
     ValueError for a profile, seed or device that there is not.
@@ -31,6 +33,7 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     make_run(dataset, "knn", profile)  # A ValueError names the profiles.
     chosen = tuple(map(int, seeds.split(","))) if seeds else tuple(PROFILES[profile]["seeds"])
     figures.use_style()
+    sys.path.append(str(repository() / "notebooks"))
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -70,3 +73,35 @@ def show_table(table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame
 def show_text(markdown: str) -> None:
     """Show sentences that were computed."""
     display(Markdown(markdown))
+
+
+def answer(sentences: str) -> None:
+    """Show the answer to the notebook's question: at most three sentences, with numbers of the notebook's tables."""
+    show_text(f"> {' '.join(sentences.split())}")
+
+
+def sliders(draw: Callable, **choices) -> None:
+    """In JupyterLab, let a reader choose the arguments of `draw`; elsewhere show nothing: a page holds no widget."""
+    if "JPY_SESSION_NAME" in os.environ:  # set by the server of JupyterLab, not where notebooks run headless
+        import ipywidgets
+
+        ipywidgets.interact(draw, **choices)
+
+
+def compare(given, right, tolerance: float = 1e-6) -> bool:
+    """Say whether the answer to an exercise is right, else how far off, and return it; what is right stays unsaid.
+
+    Numbers and arrays (of one shape, or ValueError) may differ by `tolerance`, relative to the largest; anything else
+    has to be equal.
+    """
+    try:
+        one, other = np.asarray(given, float), np.asarray(right, float)
+    except (TypeError, ValueError):
+        told = "" if given == right else f"{given!r} is not it"
+    else:
+        if one.shape != other.shape:
+            raise ValueError(f"the answer has shape {one.shape}; the exercise asks for {other.shape}")
+        off = np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-12)
+        told = "" if off <= tolerance else f"off by {100 * off:.2g} % (of the largest right value)"
+    print(f"not yet: {told}" if told else "right")
+    return not told

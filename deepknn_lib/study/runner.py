@@ -24,9 +24,29 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
-READ = ("deepknn_lib/**/*.py", "deepknn_lib/**/*.json", "data/paper/*.csv", "data/results/*.csv")
-INDEX = "<!DOCTYPE html><meta charset='utf-8'><title>Deep kNN</title><h1>Deep kNN, reproduced</h1>"
-SYNTHETIC = "<b>Synthetic data.</b> A program drew the images: the numbers show that the code works, no more."
+READ = (
+    "deepknn_lib/**/*.py",
+    "deepknn_lib/**/*.json",
+    "notebooks/exercises/*.py",
+    "data/paper/*.csv",
+    "data/results/*.csv",
+)
+MAIN = (
+    "claims_forest",
+    "figure2_skin7",
+    "yourself_map",
+    "table2_comparison",
+)  # the index opens with these figures
+INDEX = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Deep kNN, reproduced</title><style>
+body {{font: 16px/1.5 sans-serif; max-width: 56em; margin: 2em auto; padding: 0 1em}} img {{max-width: 100%}}
+figure {{margin: 2em 0; break-inside: avoid}} td {{padding: .15em .8em .15em 0; vertical-align: top}}
+summary {{cursor: pointer; font-weight: bold; margin: 1em 0}}</style><h1>Deep kNN, reproduced</h1><p>{asked}</p>
+{synthetic}<table>{books}</table><h2>Main figures</h2>{main}
+<details><summary>{n} more figures</summary>{rest}</details>
+<details><summary>Tables</summary><ul>{tables}</ul></details></html>"""
+SYNTHETIC = """<p><b>The lesions are synthetic.</b> A program drew them: their numbers show that the code works.
+Numbers of Skin-7, SD-198 and chest X-rays are of real images.</p>"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +117,9 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
     seen = [parameters | {"device": pick_device(args.device).type}, images, given, available(), versions()]
     files, marks = sorted(file for pattern in READ for file in repository().glob(pattern)), {}
-    for path in (known[number] for number in sorted(wanted)):
+    paths = [known[number] for number in sorted(wanted)]
+    solutions = [path.parent / "solutions" / path.name for path in paths if args.save_outputs]
+    for path in paths + [path for path in solutions if path.exists()]:
         cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
         marks[path] = digest(repr([cells, seen]), *files)
     return parameters, marks
@@ -116,15 +138,17 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
     """Run a notebook if something changed, and write its page: its name, minutes and `passed` or so."""
     import papermill
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
-    page, began, trace = out / "notebooks" / f"{path.stem}.html", time.time(), ""
+    name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
+    page, began, trace = out / "notebooks" / f"{name}.html", time.time(), ""
     note = page.with_suffix(".json")  # what a notebook that passed was made from, and what it made
     known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() and not save else {"mark": ""}
-    if known["mark"] == mark and all((out / name).exists() for name in known["files"]):
-        print(f"{path.stem}: unchanged since it passed", flush=True)
-        return path.stem, "0.0", "unchanged"
+    if known["mark"] == mark and all((out / file).exists() for file in known["files"]):
+        print(f"{name}: unchanged since it passed", flush=True)
+        return name, "0.0", "unchanged"
     note.unlink(missing_ok=True)
-    print(f"{path.stem}: started", flush=True)
+    print(f"{name}: started", flush=True)
     with whole_file(page.with_suffix(".ipynb")) as target:
         nbformat.write(nbformat.read(path, as_version=4), target)
         options = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": False}
@@ -135,15 +159,23 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
             trace = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(error).__name__}: {error}")
         executed = nbformat.read(target, as_version=4)
     pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
-    _write(page, pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0])
+    folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
+    pages.register_preprocessor(folded, enabled=True)
+
+    def moved(link: re.Match) -> str:  # from where the notebook is to where its page is
+        to = os.path.relpath(path.parent / link[1], page.parent)
+        return f'href="{link[1][:-5]}html"' if re.fullmatch(r"\d\d_\w+\.ipynb", link[1]) else f'href="{to}"'
+
+    text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
+    _write(page, re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text))
     state, minutes = "failed" if trace else "passed", f"{(time.time() - began) / 60:.1f}"
-    print(f"{path.stem}: {state} after {minutes} minutes{trace}", flush=True)
+    print(f"{name}: {state} after {minutes} minutes{trace}", flush=True)
     if not trace:
         if save:
             _store_outputs(path, executed)
         made = [str(p.relative_to(out)) for p in out.rglob("*.*") if p.stat().st_mtime >= began]
         _write(note, json.dumps({"mark": mark, "files": made}))
-    return path.stem, minutes, state
+    return name, minutes, state
 
 
 def _write(path: Path, text: str) -> None:
@@ -164,19 +196,29 @@ def _store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
 
 
 def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
-    """Write `index.html`: what was run, a link to each notebook and table, and the figures."""
-    asked = html.escape(", ".join([*filter(None, parameters.values()), versions()]))
-    told = "{1}: {3}, {2} minutes"
-    pages = [(f"notebooks/{row[0]}.html", told.format("", *row)) for row in rows]
-    pages += [(f"tables/{path.name}", path.stem) for path in sorted(out.glob("tables/*.md"))]
-    links, pictures = "".join(f'<li><a href="{quote(to)}">{words}</a></li>' for to, words in pages), ""
+    """Write `index.html`: what was run, each notebook with its question, the main figures; the rest is folded."""
+    books, pictures = "", {}
+    for name, minutes, state in (row for row in rows if "/" not in row[0]):
+        first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
+        title, question = re.match(r"# (.*)(?:[^*]*\*\*Question\.\*\*([^*]*))?", first).groups("")
+        told = html.escape(question.strip(" -\n")), state if state == "failed" else f"{minutes} min"
+        books += f'<tr><td><a href="notebooks/{name}.html">{html.escape(title)}</a><td>{told[0]}<td>{told[1]}'
     for path in sorted(out.glob("*.png")):
         with Image.open(path) as image:
             words = [html.escape(image.info.get(name, "")) for name in ("Comment", "Title", "Description")]
-        figure = '<p><a href="{0}.pdf"><img src="{0}.png" alt="{1}" width="800"></a><br><b>{2}.</b> {3}</p>'
-        pictures += figure.format(quote(path.stem), *words)
-    synthetic = SYNTHETIC if parameters["dataset"] == "lesions" else ""
-    _write(out / "index.html", f"{INDEX}<p>{asked}</p>{synthetic}<ul>{links}</ul>{pictures}")
+        figure = '<figure><a href="{0}.pdf"><img src="{0}.png" alt="{1}"></a><figcaption><b>{2}.</b> {3}</figcaption>'
+        pictures[path.stem] = figure.format(quote(path.stem), *words) + "</figure>"
+    tables = [f'<li><a href="tables/{path.name}">{path.stem}</a>' for path in sorted(out.glob("tables/*.md"))]
+    main, synthetic = (
+        [pictures.pop(name, "") for name in MAIN],
+        SYNTHETIC if parameters["dataset"] == "lesions" else "",
+    )
+    told = {
+        "asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])),
+        "synthetic": synthetic,
+    }
+    told |= {"books": books, "main": "".join(main), "n": len(pictures), "rest": "".join(pictures.values())}
+    _write(out / "index.html", INDEX.format(tables="".join(tables), **told))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from deepknn_lib.models import NORMALIZE, SMALL
 from deepknn_lib.storage import digest
 from deepknn_lib.training import TrainingConfig
 
-CODE = 3  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
+CODE = 4  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
 SOFTMAX = 0  # the K_p of results rows that are judged by the network's own classifier
 
 
