@@ -5,11 +5,12 @@ root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 
 if [ "${1-}" = --help ] || [ "${1-}" = -h ]; then
     cat <<'HELP'
-usage: ./run_tests.sh [pytest options]
+usage: ./run_tests.sh [--browser] [pytest options]
 
 Runs ruff (lint and format), then pytest over tests/ and notebooks/ (nbval, smoke profile). Takes minutes on two
 cores; needs no download and leaves data/ and figures/ as they are. Options go to pytest: -x stops at the first
-failure, -k WORD selects tests, --durations=10 shows the slowest.
+failure, -k WORD selects tests, --durations=10 shows the slowest. --browser instead opens every notebook in JupyterLab
+in a headless Chromium (which has to be installed), runs it there, and looks at the pages.
 HELP
     exit
 fi
@@ -20,6 +21,12 @@ cd -- "$root"
 scratch="$(mktemp -d)"
 trap 'kill "${half-}" 2>/dev/null || :; rm -rf -- "$scratch"' EXIT
 export DEEPKNN_DATA="$scratch/data" DEEPKNN_FIGURES="$scratch/figures" DEEPKNN_PROFILE=smoke
+
+if [ "${1-}" = --browser ]; then
+    shift
+    "$DEEPKNN_PYTHON" -m pytest tests/browser.py "$@"
+    exit
+fi
 
 status=0 first=() second=()
 "$DEEPKNN_PYTHON" -m ruff check --quiet . || status=$?

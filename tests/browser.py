@@ -1,0 +1,143 @@
+"""Every notebook in JupyterLab, and the pages, as a reader sees them: `./run_tests.sh --browser`, where Chromium is.
+
+A headless Chromium of 1366 × 768 opens each notebook, runs all its cells in the smoke profile and looks for errors,
+warnings, pictures without words and anything wider than the screen. It is spoken to in its own protocol (CDP).
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import websocket
+
+ROOT = Path(__file__).resolve().parent.parent
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[01][0-9]_*.ipynb"))
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+WRONG = """(() => {
+  const found = [], all = (selector) => [...document.querySelectorAll(selector)];
+  for (const area of all('[data-mime-type="application/vnd.jupyter.stderr"], .jp-mod-error, .output_stderr'))
+    found.push('stderr: ' + area.innerText.slice(0, 300));
+  for (const image of all('img'))
+    if (!image.alt.trim()) found.push('no words: ' + image.outerHTML.slice(0, 80));
+  for (const wide of all('SELECTOR'))
+    if (wide.scrollWidth > wide.clientWidth + 2) found.push('wide: ' + wide.innerText.slice(0, 120));
+  return found;
+})()"""
+
+
+class Page:
+    """A page of a headless Chromium."""
+
+    def __init__(self, folder: Path):
+        options = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+        options += " --disable-component-update --disable-sync --remote-debugging-port=0"
+        options += " --remote-allow-origins=* --window-size=1366,768"
+        command = [CHROMIUM, *options.split(), f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        port = waited(lambda: (folder / "DevToolsActivePort").read_text().split()[0], 30)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as told:
+            (tab,) = [one for one in json.load(told) if one["type"] == "page"]
+        self.socket, self.numbers = (
+            websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900),
+            itertools.count(),
+        )
+
+    def call(self, method: str, **parameters):
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while (answer := json.loads(self.socket.recv())).get("id") != number:
+            pass
+        return answer["result"]
+
+    def js(self, code: str):
+        told = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told
+        return told["result"].get("value")
+
+    def open(self, address: str):
+        self.call("Page.navigate", url=address)
+
+    def wrong(self, selector: str) -> list[str]:
+        return self.js(WRONG.replace("SELECTOR", selector))
+
+    def close(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def waited(ask, seconds: float):
+    """What `ask()` gives once it is true and raises nothing."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found := ask():
+                return found
+        except (OSError, IndexError):
+            pass
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.3)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    page = Page(tmp_path_factory.mktemp("chromium"))
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab started in a copy of notebooks/, so that nothing is saved over."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(
+        ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
+    command += [
+        "--IdentityProvider.token=",
+        "--LabApp.expose_app_in_browser=True",
+        "--notebook-dir=notebooks",
+    ]
+    log = root / "log"
+    with log.open("w") as target:
+        server = subprocess.Popen(command, cwd=root, stdout=target, stderr=target, start_new_session=True)
+    yield waited(lambda: re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text()), 120)[0]
+    os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_a_notebook_runs_in_jupyterlab(page, lab, path):
+    page.open(f"{lab}/tree/{path.name}?reset")
+    book = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find((one) => one.sessionContext)"
+    waited(lambda: page.js(f"{book}?.sessionContext?.session?.kernel?.status === 'idle'"), 120)
+    page.js(f"window.jupyterapp.shell.activateById({book}.id)")
+    assert page.js("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
+    state = f"{book}.content.widgets.filter((cell) => cell.model.type === 'code')"
+    counts = page.js(f"{state}.map((cell) => cell.model.executionCount)")
+    assert counts and None not in counts, "a cell did not run"
+    assert not page.wrong(".jp-OutputArea-output, .jp-RenderedMarkdown")
+
+
+def test_pages_and_index(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPKNN_FIGURES", str(tmp_path))
+    command = [sys.executable, "-m", "deepknn_lib", "notebooks", "--profile", "smoke", "--only", "00,02,03"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    pages = [*tmp_path.rglob("*.html")]
+    assert len(pages) == 4
+    for made in pages:
+        page.open(made.as_uri())
+        waited(lambda: page.js("document.readyState === 'complete'"), 60)
+        assert not page.wrong("html, .output_subarea"), made.name
+        missing = page.js(
+            "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
+        )
+        assert not missing, made.name
