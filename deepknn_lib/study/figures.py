@@ -98,7 +98,8 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     claims = pd.Series(labels).str.split().str[0]
     for axis, title in zip(axes, ("Acc", "MCR (RS where the row says so)"), strict=True):
         axis.axvline(0, color="0.4", lw=0.8)
-        axis.hlines(claims.index[claims != claims.shift()] - 0.5, *axis.get_xlim(), "0.4", lw=0.6)
+        for line in claims.index[claims != claims.shift()]:
+            axis.axhline(line - 0.5, color="0.4", lw=0.6)
         axis.set(title=title, xlabel="difference, points", ylim=(len(labels) - 0.5, -0.5))
         axis.grid(color="0.92")
     axes[0].set_yticks(range(len(labels)), [label.replace("K_p", "$K_p$") for label in labels], fontsize=7)
