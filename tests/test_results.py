@@ -138,8 +138,17 @@ def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
 def test_a_table_is_written_as_csv_and_markdown():
     table = pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]})
     assert tables.markdown(table).splitlines()[1:] == ["| --- | ---: | ---: |", "| x\\|y | 1.2 | – |"]
+    names = [
+        "<img src=x onerror=alert(1)>",
+        '=HYPERLINK("x")',
+        "-ve",
+        "-1.5 [-2, -1]",
+    ]  # classes, and an interval
+    table = pd.DataFrame({"n": 1.25, "class": names})
+    assert "<" not in tables.markdown(table)
     tables.save_rows(table, "t")
-    assert pd.read_csv(figures_dir() / "tables" / "t.csv")["n"][0] == 1.25
+    stored = pd.read_csv(figures_dir() / "tables" / "t.csv")
+    assert [*stored["class"]] == [names[0], f"'{names[1]}", "'-ve", names[3]] and stored["n"][0] == 1.25
 
 
 def test_over_seeds_is_the_mean_and_sd_of_runs_that_agree_in_every_setting():

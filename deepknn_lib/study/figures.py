@@ -37,7 +37,7 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
             look = {"color": COLORS[value["method"]], "lw": 1.8}
             axis.plot([value[f"{score}_low"], value[f"{score}_high"]], [at, at], **look)
             axis.plot(value[score], at, ms=6, **look, **looks[number])
-        axis.set(title=title, xlabel="per cent")
+        axis.set(title=title, xlabel="per cent (right is better)")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")

@@ -102,6 +102,6 @@ def compare(given, right, tolerance: float = 1e-6) -> bool:
         if one.shape != other.shape:
             raise ValueError(f"the answer has shape {one.shape}; the exercise asks for {other.shape}")
         off = np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-12)
-        told = "" if off <= tolerance else f"off by {100 * off:.2g} % (of the largest right value)"
+        told = "" if off <= tolerance else f"off by {100 * off:.3g} % (of the largest right value)"
     print(f"not yet: {told}" if told else "right")
     return not told

@@ -1,5 +1,6 @@
 """Tables of results: one row a run, their summary over seeds, paired differences; as CSV and as Markdown."""
 
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -94,9 +95,9 @@ def over_seeds(rows: pd.DataFrame, keys: Iterable[str] = ()) -> pd.DataFrame:
 def summary(results: Iterable[Result]) -> pd.DataFrame:
     """Mean and sd over seeds, and a 95 % interval of the mean, one row a comparison's method and K_p.
 
-    The interval answers "what if the test set had been drawn again?" by a bootstrap over groups of images. Where the
-    recall of the smallest class is 0 or 100 %, drawing changes nothing, and the interval is the exact binomial one
-    (Clopper and Pearson) of as many groups. The sd answers "what if the seed had been another?".
+    The interval answers "what if the test set had been drawn again?" by a bootstrap over groups of images. Where
+    drawing changes nothing in the recall of the smallest class, as at 0 and 100 %, the interval is the exact binomial
+    one (Clopper and Pearson) of as many groups. The sd answers "what if the seed had been another?".
     """
     from scipy.stats import binomtest
 
@@ -108,9 +109,9 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
         labels, groups = same[0].arrays["test_labels"], same[0].arrays["test_groups"]
         draws = _draws(same[0], np.mean([r.predict(row["k_predict"]) == labels for r in same], axis=0))
         ends = {score: metrics.interval(draws[score]) for score in SCORES}
-        if row["rs"] in (0, 100):
+        if np.ptp(ends["rs"]) == 0:
             n = len(np.unique(groups[labels == same[0].record["smallest"]]))
-            ends["rs"] = 100 * np.array(binomtest(n if row["rs"] else 0, n).proportion_ci())
+            ends["rs"] = 100 * np.array(binomtest(round(n * row["rs"] / 100), n).proportion_ci())
         for score, interval in ends.items():
             table.loc[number, [f"{score}_low", f"{score}_high"]] = interval
     return table
@@ -183,14 +184,18 @@ def paper(name: str) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A pipe table; numbers have one decimal, missing values are a dash."""
+    """A pipe table; numbers have one decimal, missing values are a dash, and text is no HTML (a class may be `<b>`)."""
     marks = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in table.dtypes]
-    text = table.map(lambda v: f"{v:.1f}" if isinstance(v, float) else str(v).replace("|", "\\|"))
+    text = table.map(
+        lambda v: f"{v:.1f}" if isinstance(v, float) else str(v).replace("|", "\\|").replace("<", "&lt;")
+    )
     rows = [map(str, table.columns), marks, *text.mask(table.isna(), "–").to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def save_rows(table: pd.DataFrame, name: str) -> None:
-    """Write `tables/<name>.csv`: rows to work with, too many to read."""
+    """Write `tables/<name>.csv`: rows to work with; text that a spreadsheet would run as a formula gets a quote."""
+    formula = re.compile(r"[=@]|[+-](?![\d.])")
+    table = table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
     with whole_file(figures_dir() / "tables" / f"{name}.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
