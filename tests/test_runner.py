@@ -172,6 +172,12 @@ def test_only_takes_numbers_in_any_order_and_a_folder_becomes_absolute(place):
     assert parameters["dataset"] == f"folder:{place / 'elsewhere'}"
 
 
+def test_two_notebooks_of_one_number_are_an_error(place, capsys):
+    for name in ("03_b", "03_b_old"):
+        write(place / "notebooks", name, "1")
+    assert main() == 2 and "03_b.ipynb and 03_b_old.ipynb have one number" in capsys.readouterr().err
+
+
 def test_help_needs_no_packages(tmp_path):
     bare = [sys.executable, "-S", "-E", ROOT / "deepknn_lib" / "study" / "runner.py", "--help"]
     for command in (["bash", ROOT / "run_all.sh", "--help"], bare):

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from string import Template
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -24,29 +25,10 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
-READ = (
-    "deepknn_lib/**/*.py",
-    "deepknn_lib/**/*.json",
-    "notebooks/exercises/*.py",
-    "data/paper/*.csv",
-    "data/results/*.csv",
-)
+READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
 MAIN = (
-    "claims_forest",
-    "figure2_skin7",
-    "yourself_map",
-    "table2_comparison",
+    "claims_forest figure2_skin7 yourself_map table2_comparison".split()
 )  # the index opens with these figures
-INDEX = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Deep kNN, reproduced</title><style>
-body {{font: 16px/1.5 sans-serif; max-width: 56em; margin: 2em auto; padding: 0 1em}} img {{max-width: 100%}}
-figure {{margin: 2em 0; break-inside: avoid}} td {{padding: .15em .8em .15em 0; vertical-align: top}}
-summary {{cursor: pointer; font-weight: bold; margin: 1em 0}}</style><h1>Deep kNN, reproduced</h1><p>{asked}</p>
-{synthetic}<table>{books}</table><h2>Main figures</h2>{main}
-<details><summary>{n} more figures</summary>{rest}</details>
-<details><summary>Tables</summary><ul>{tables}</ul></details></html>"""
-SYNTHETIC = """<p><b>The lesions are synthetic.</b> A program drew them: their numbers show that the code works.
-Numbers of Skin-7, SD-198 and chest X-rays are of real images.</p>"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +87,11 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
         raise ValueError(f"--seeds: {args.seeds!r}; give whole numbers with commas between, like 0,1,2")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
-    known = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
+    known = {}
+    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        if known.setdefault(path.name[:2], path) != path:
+            told = f"{known[path.name[:2]].name} and {path.name} have one number; rename one of them"
+            raise ValueError(f"notebooks/: {told}, or move it away")
     wanted = {number.strip().zfill(2) for number in args.only.split(",") if number} or {*known}
     if unknown := ", ".join(wanted - {*known}):
         raise ValueError(f"--only: no notebook {unknown}; the numbers there: {', '.join(known)}")
@@ -209,16 +195,12 @@ def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, st
         figure = '<figure><a href="{0}.pdf"><img src="{0}.png" alt="{1}"></a><figcaption><b>{2}.</b> {3}</figcaption>'
         pictures[path.stem] = figure.format(quote(path.stem), *words) + "</figure>"
     tables = [f'<li><a href="tables/{path.name}">{path.stem}</a>' for path in sorted(out.glob("tables/*.md"))]
-    main, synthetic = (
-        [pictures.pop(name, "") for name in MAIN],
-        SYNTHETIC if parameters["dataset"] == "lesions" else "",
-    )
-    told = {
-        "asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])),
-        "synthetic": synthetic,
-    }
-    told |= {"books": books, "main": "".join(main), "n": len(pictures), "rest": "".join(pictures.values())}
-    _write(out / "index.html", INDEX.format(tables="".join(tables), **told))
+    told = {"asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])), "books": books}
+    told |= {"hidden": "" if parameters["dataset"] == "lesions" else "hidden", "tables": "".join(tables)}
+    told |= {"main": "".join(pictures.pop(name, "") for name in MAIN)}  # before the rest, which they leave
+    told |= {"n": len(pictures), "rest": "".join(pictures.values())}
+    template = Template(Path(__file__).with_name("index.html").read_text(encoding="utf-8"))
+    _write(out / "index.html", template.substitute(told))
 
 
 if __name__ == "__main__":
