@@ -166,8 +166,11 @@ def test_pairs_of_acc_and_mcr_are_of_some_rows_or_of_the_paper():
 
 
 def test_reading_path_names_every_notebook_with_its_minutes():
+    taught = (ROOT / "docs" / "TEACHING.md").read_text(encoding="utf-8")
+    taught = re.search(r"^\| minutes, profile `demo` \| (.*) \|$", taught, re.M)[1].split(" | ")
     for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
         minutes = json.loads(path.read_text(encoding="utf-8"))["metadata"]["deepknn"]["minutes"]["demo"]
+        assert taught[int(path.name[:2])] == str(minutes)
         said = "< 1" if minutes < 0.75 else f"{minutes:.0f}"
         assert re.search(rf"^\| \[{path.name[:2]}\]\(notebooks/{path.name}\) \|.*\| {said} \|$", README, re.M)
 

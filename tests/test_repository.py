@@ -158,6 +158,20 @@ def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
 
 
 @each(NOTEBOOKS)
+def test_the_minutes_in_a_notebooks_head_are_those_of_its_metadata(path):
+    notebook = nbformat.read(path, as_version=4)
+    said, measured = (
+        re.search(r"\*\*Time\.\*\* (.*?)(?:two cores|when)", notebook.cells[0].source, re.S)[1],
+        notebook.metadata.deepknn,
+    )
+    number = re.search(r"[Aa]bout (\d+) minutes", said)
+    minutes = measured["minutes"]["demo"]
+    assert abs(int(number[1]) - minutes) <= 0.5 if number else minutes < 1.5, (
+        f"{said}: {minutes} minutes were measured"
+    )
+
+
+@each(NOTEBOOKS)
 def test_notebook_has_short_cells_and_stored_outputs_without_errors(path):
     code = cells(path, "code")
     assert max(len(cell.source.splitlines()) for cell in code) <= 20, "move work to the library"

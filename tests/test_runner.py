@@ -36,7 +36,8 @@ display(Shown(str(out / "my loss.png"), alt="a blue curve"))
 
 def write(folder, name, *sources):
     """A notebook of code cells; the first is the one of the parameters."""
-    cells = [new_markdown_cell(f"# {name}"), *map(new_code_cell, (PARAMETERS, *sources))]
+    head = f"# {name}\n\n**Question.** Is it *so*?\n\n**Makes.** Nothing."
+    cells = [new_markdown_cell(head), *map(new_code_cell, (PARAMETERS, *sources))]
     cells[1].metadata["tags"] = ["parameters"]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
@@ -85,7 +86,8 @@ def test_a_whole_run_and_the_next_one(place, capsys):
 
     page = (figures / "index.html").read_text(encoding="utf-8")
     for wanted in ('src="my%20loss.png"', 'alt="a &quot;curve&quot;"', "Loss &lt;1&gt;", "a &amp; b", "are synthetic",
-                   'href="notebooks/10_last.html"', 'href="my%20loss.pdf"', 'href="tables/t.md"'):  # fmt: skip
+                   "Is it so?", 'href="notebooks/10_last.html"',
+                   'href="my%20loss.pdf"', 'href="tables/t.md"'):  # fmt: skip
         assert wanted in page, wanted
     pages = {
         name: (figures / f"notebooks/{name}.html").read_text("utf-8") for name in ("02_figure", "10_last")

@@ -186,8 +186,10 @@ def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, st
     books, pictures = "", {}
     for name, minutes, state in (row for row in rows if "/" not in row[0]):
         first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
-        title, question = re.match(r"# (.*)(?:[^*]*\*\*Question\.\*\*([^*]*))?", first).groups("")
-        told = html.escape(question.strip(" -\n")), state if state == "failed" else f"{minutes} min"
+        title, question = re.match(
+            r"# ([^\n]*)(?:.*?\*\*Question\.\*\* (.*?)(?=\n\n|\n- |\Z))?", first, re.S
+        ).groups("")
+        told = html.escape(question.replace("*", "")), state if state == "failed" else f"{minutes} min"
         books += f'<tr><td><a href="notebooks/{name}.html">{html.escape(title)}</a><td>{told[0]}<td>{told[1]}'
     for path in sorted(out.glob("*.png")):
         with Image.open(path) as image:
