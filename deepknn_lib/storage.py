@@ -41,6 +41,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Let one process at a time make what is at `path`; the others wait for it."""
+    from filelock import FileLock
+
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
 def digest(*parts: bytes | str | Path | np.ndarray) -> str:
     """Twelve hexadecimal digits of the sha256 of the parts: bytes, text, the content of files, arrays."""
     total = hashlib.sha256()

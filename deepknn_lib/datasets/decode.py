@@ -1,10 +1,14 @@
 """Decoding: image files of any common kind become one uint8 array on disk, of which a part may stay there."""
 
 import contextlib
+import functools
 import io
+import itertools
 import math
 import os
 import shlex
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import data_dir, digest, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+CHECKSUM = 4  # bytes
 BLOCK = 500  # images held in memory at a time
 IN_MEMORY = 8 * 10**9  # bytes; a part of a data set that takes more stays on disk
 
@@ -70,11 +75,12 @@ def room_for(what: Path) -> Iterator[None]:
         raise OSError(error.errno, f"cannot write to {what} ({error.strerror}): {advice}") from error
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, top: int = 65535) -> Image.Image:
     """One file as an upright 8-bit image in mode "RGB"; a ValueError says why not and what to do, without the path.
 
-    EXIF's orientation is applied, transparent pixels lie over white, 16-bit greys are scaled, and of several frames or
-    pages the first is taken; an ICC profile is ignored. DICOM is shown in its window, and MONOCHROME1 inverted.
+    EXIF's orientation is applied, transparent pixels lie over white, and of several frames or pages the first is taken;
+    an ICC profile is ignored. DICOM is shown in its window, and MONOCHROME1 inverted. Greys of 16 bits are scaled by the
+    range in the file's header. Where there is none, `top` becomes white and `info["largest"]` is the largest grey.
     """
     data = b""
     try:
@@ -86,12 +92,7 @@ def open_image(path: Path) -> Image.Image:
         with contextlib.suppress(Exception):  # a broken EXIF block is no reason to refuse an image
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] in "FI":
-            tags, greys = getattr(image, "tag_v2", {}), np.asarray(image)
-            low, high = greys.min(), greys.max()
-            # TIFF's tag 258 is the number of bits, and tag 262 says whether zero is white.
-            if image.mode == "F" or low < 0 or high > 65535 or 12 in tags.get(258, ()) or tags.get(262) == 0:
-                raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
-            image = Image.fromarray(np.rint(greys / 257).astype(np.uint8))
+            image = _grey(image, data, top)
         if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return image.convert("RGB")
@@ -101,6 +102,27 @@ def open_image(path: Path) -> Image.Image:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}; {len(data)} bytes, first {data[:12]}"
         advice = "check that it may be read, get it again, or convert it to an 8-bit PNG"
         raise ValueError(f"cannot be read ({what}): {advice}") from error
+
+
+def _grey(image: Image.Image, data: bytes, top: int) -> Image.Image:
+    """Greys of more than 8 bits as 8 bits; see `open_image`. TIFF's tag 262 says whether zero is white."""
+    tags, greys = getattr(image, "tag_v2", {}), np.asarray(image)
+    low, high = greys.min(), greys.max()
+    if image.mode == "F" or low < 0 or high > 65535 or tags.get(262) == 0:
+        raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
+    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: the bits that mean something
+    bits, ends = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0], None
+    if 341 in tags:  # TIFF's smallest and largest value
+        ends = float(np.ravel(tags.get(340, 0))[0]), float(np.ravel(tags[341])[0])
+    elif bits < 16:
+        # A PNG should hold few bits as the upper ones of 16. A program that did not know this leaves other bits set.
+        lower = chunk < 0 or (high < 1 << bits and (greys % (1 << 16 - bits)).any())
+        ends = 0, (1 << bits) - 1 if lower else 65535
+    start, end = ends if ends and ends[0] < ends[1] else (0, top)
+    shares = np.clip((greys.astype(float) - start) / ((end - start) / 255), 0, 255)
+    made = Image.fromarray(np.rint(shares).astype(np.uint8))
+    made.info = {} if ends else {"largest": int(high)}
+    return made
 
 
 def _dicom(file: io.BytesIO) -> Image.Image:
@@ -125,45 +147,98 @@ def resize(images: np.ndarray, size: int, interpolation: str = "bilinear") -> np
     return torch.nn.functional.interpolate(given, (size, size), mode=interpolation, antialias=True).numpy()
 
 
-def each(index, size: int, work: Callable, told: str) -> Iterator:
-    """What `work` makes of every image of an `Index`, uint8 (C, H, W), or the text why an image cannot be read."""
+def each(index, size: int, work: Callable, told: str, deep: dict[int, int]) -> Iterator[tuple[int, object]]:
+    """The row, and what `work` makes of it, of every image of an `Index`, uint8 (C, H, W); or why it cannot be read.
+
+    `deep` gets the largest value of each image of 16-bit greys that does not tell its range. If all of them keep to the
+    lower of their 16 bits, they are scaled by as many bits as they use together, and come a second time.
+    """
     from tqdm import tqdm
 
-    def one(source: Path | np.ndarray):
+    def one(source: Path | np.ndarray, row: int, top: int = 65535):
         try:
-            return work(np.asarray(open_image(source)).transpose(2, 0, 1) if index.files else source)
+            if not index.files:
+                return row, work(source)
+            image = open_image(source, top)
+            if "largest" in image.info:
+                deep[row] = image.info["largest"]
+            return row, work(np.asarray(image).transpose(2, 0, 1))
         except ValueError as error:
-            return f"{source} {error}"
+            return row, f"{source} {error}"
 
     # Pillow decodes without Python's lock, so that threads help; a block at a time bounds the memory.
+    rows = itertools.count()
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(index), desc=told, disable=None) as bar:
         for block in index.blocks(size) if index.blocks else [index.files]:
             for start in range(0, len(block), BLOCK):
-                for result in pool.map(one, block[start : start + BLOCK]):
+                for result in pool.map(one, block[start : start + BLOCK], rows):
                     bar.update()
                     yield result
+        again = sorted(deep) if white(deep) < 65535 else []
+        for start in range(0, len(again), BLOCK):
+            part = again[start : start + BLOCK]
+            yield from pool.map(one, [index.files[row] for row in part], part, itertools.repeat(white(deep)))
+
+
+def white(deep: dict[int, int]) -> int:
+    """The smallest 2^n - 1 that is not below the largest of some values: what is white if they use n bits."""
+    return (1 << max(1, max(deep.values(), default=65535).bit_length())) - 1
 
 
 def decode(index, name: str, file_name: str, size: int, interpolation: str) -> np.ndarray:
     """All images of an `Index` squashed to squares, decoded once and then read from a copy on disk.
 
     They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. The copy is
-    known by the files' paths, sizes and times of change. A ValueError tells of files that cannot be read (all are
-    tried), an OSError of a full disk; nothing half made remains.
+    known by the files' paths, sizes and times of change, and ends with its checksum; a damaged one is set aside and made
+    again, with a warning. A ValueError tells of files that cannot be read (all are tried), an OSError of a full disk;
+    nothing half made remains.
     """
     stats = ((path, path.stat()) for path in index.files if path.exists())
     key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns}" for path, at in stats))
     path = data_dir() / "cache" / f"{file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index), index.channels, size, size)
-    if not path.is_file():
-        bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
-        resized = each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}")
-        with room_for(path), whole_file(path) as temporary, open(temporary, "wb") as file:
-            for image in resized:
-                # A memory map would end the process when the disk is full.
-                bad.append(image) if isinstance(image, str) else file.write(image)
-            if bad:
-                raise ValueError(f"{len(bad)} of {len(index)} images are bad: {'; '.join(bad[:3])}. {told}")
-            if file.tell() != math.prod(shape):
-                raise ValueError(f"{name} has not {len(index)} images of {shape[1:]}; get it again")
+    if not _is_whole(path, math.prod(shape)):
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with claim(path):
+                if not _is_whole(path, math.prod(shape)):  # Another process may have made it meanwhile.
+                    _make(path, index, name, shape, interpolation)
     return np.memmap(path, np.uint8, "r", shape=shape)
+
+
+def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> None:
+    """Decode all images into `path`; a copy that is there is replaced, and kept aside if it is damaged."""
+    # A copy without a checksum was made by an earlier version, and is no sign of damage.
+    if path.exists() and path.stat().st_size != math.prod(shape):
+        aside = path.replace(path.with_suffix(".damaged"))
+        warnings.warn(f"{path} was damaged: it is now {aside.name}, and made again", stacklevel=4)
+    bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
+    resized = each(index, shape[2], lambda i: resize(i[None], shape[2], interpolation), f"decoding {name}", {})
+    with whole_file(path) as temporary:
+        with open(temporary, "wb") as file:
+            for row, image in resized:
+                if isinstance(image, str):
+                    bad.append(image)
+                else:
+                    file.seek(row * image.nbytes)
+                    file.write(image)  # A memory map would end the process when the disk is full.
+        if bad:
+            raise ValueError(f"{len(bad)} of {len(index)} images are bad: {'; '.join(bad[:3])}. {told}")
+        if temporary.stat().st_size != math.prod(shape):
+            raise ValueError(f"{name} has not {len(index)} images of {shape[1:]}; get it again")
+        checksum = zlib.crc32(np.memmap(temporary, np.uint8, "r"))
+        with open(temporary, "ab") as file:
+            file.write(checksum.to_bytes(CHECKSUM, "little"))
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether a copy of `size` bytes is there, and its checksum after them is right."""
+    at = path.stat() if path.is_file() else None
+    return at is not None and at.st_size == size + CHECKSUM and _is_right(path, at.st_mtime_ns)
+
+
+@functools.cache
+def _is_right(path: Path, _: int) -> bool:
+    """Whether a file ends with the checksum of what is before; looked at once a process, in a second a gigabyte."""
+    content = np.memmap(path, np.uint8, "r")
+    return zlib.crc32(content[:-CHECKSUM]) == int.from_bytes(content[-CHECKSUM:].tobytes(), "little")
