@@ -213,7 +213,9 @@ def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> Non
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{path} was damaged: it is now {aside.name}, and made again", stacklevel=4)
     bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
-    resized = each(index, shape[2], lambda i: resize(i[None], shape[2], interpolation), f"decoding {name}", {})
+    resized = each(
+        index, shape[2], lambda i: resize(i[None], shape[2], interpolation), f"decoding {name}", {}
+    )
     with whole_file(path) as temporary:
         with open(temporary, "wb") as file:
             for row, image in resized:

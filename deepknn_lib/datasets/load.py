@@ -6,6 +6,8 @@ counts and pins: sha256 of the labels, groups and splits that our results rest o
 
 import hashlib
 import re
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,8 @@ from deepknn_lib.storage import data_dir, digest, whole_file
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
+NO_GROUPS = "no groups are given: images of one patient may be in training and test, and no check would show it; name "
+NO_GROUPS += "the patients, as data/README.md says (groups.csv with the columns file,patient_id)"
 MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
 
 
@@ -26,8 +30,9 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `grouped` (whether several images
-    share a lesion or patient) and `smallest`, the label of the class with the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient", …, or
+    empty if no groups are given), `grouped` (whether several images share one) and `smallest`, the label of the class with
+    the fewest images in the whole set.
     """
 
     name: str
@@ -42,8 +47,9 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set, decoding it on first use; the split is left as a CSV of ids in `data_dir()/splits`.
 
-    ValueError or OSError if an argument is unknown, files are missing, bad or contradict each other, or the disk is
-    full. The message says what to do; for a set that is not there, how to get it.
+    ValueError or OSError if an argument is unknown, files are missing, bad or contradict each other, a part cannot be
+    judged, or the disk is full. The message says what to do; for a set that is not there, how to get it. A UserWarning
+    says what was left out of a folder, and that images of one patient may be in both parts where no groups are given.
 
     Parameters
     ----------
@@ -51,7 +57,8 @@ def load_dataset(
         A key of `CATALOG`; `folder:<path>` takes anyone's class folders, `medmnist:<flag>@<size>` a set of MedMNIST+.
     split : {"paper", "grouped", "dermamnist-c", "official"}
         `paper`: five folds of images (for `skin7` the authors'), or the ready-made parts where a set has them.
-        `grouped`: five folds of lesions or patients, so that no group is in both parts. Of skin7 alone, with one fold:
+        `grouped`: five folds of lesions or patients, so that no group is in both parts; of a folder without groups it is
+        the split `paper`. Of skin7 alone, with one fold:
         `dermamnist-c`, the leak-free parts of Abhishek et al. (2025), whose validation images are in neither part; and
         `official`, all 10,015 images for training and the test images of ISIC 2018 Task 3.
     fold : int
@@ -61,13 +68,16 @@ def load_dataset(
         the interpolation that it was trained with.
     """
     index, everything, folds = _read(name, split, fold, image_size, interpolation)
+    doubts = [text for severity, _, text in flaws(index, {split: folds}, [fold]) if severity == "warning"]
+    if doubts:
+        warnings.warn(f"{name}: {'; '.join(doubts)}", stacklevel=2)
     entry, kinds = entry_of(name)[0], np.array(index.class_names)[index.labels]
     rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})
     with whole_file(data_dir() / "splits" / f"{file_name(name)}-{split}.csv") as temporary:
         rows.to_csv(temporary, index=False, lineterminator="\n")
     info = {key: getattr(entry, key) for key in ("synthetic", "licence", "citation")}
     info |= {"split": split, "fold": fold, "smallest": int(np.bincount(index.labels).argmin())}
-    info |= {"title": index.title or entry.title, "grouped": index.is_grouped}
+    info |= {"title": index.title or entry.title, "grouped": index.is_grouped, "unit": index.unit}
     if len(index.class_names) < entry.n_classes:
         info["title"] += f", {len(index.class_names)} of its {entry.n_classes} classes"
     train, test = everything.take((folds != fold) & (folds >= 0)), everything.take(folds == fold)
@@ -78,7 +88,11 @@ def validation_part(data: Dataset) -> Dataset:
     """A fifth of the training part as test part, by group if the data are split so; the real test part is left out."""
     train, grouped = data.train, data.info["split"] != "paper"
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
-    return replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
+    part = replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
+    for what, held in (("validation", part.test), ("training", part.train)):
+        if lacking := [name for c, name in enumerate(data.class_names) if c not in held.labels]:
+            raise ValueError(f"{data.name}: no {what} images of {', '.join(lacking)}; judge on the test part")
+    return part
 
 
 def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bilinear") -> str:
@@ -101,13 +115,58 @@ def _read(name: str, split: str | None, fold: int, size: int, interpolation: str
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
     index = index_of(name, split)
-    counts = np.bincount(index.labels, minlength=len(index.class_names))
-    if counts.min() < N_FOLDS:
-        what = f"class {index.class_names[counts.argmin()]!r} has {counts.min()} images; five folds need 5 or more"
-        raise ValueError(f"{name}: {what}. Add images, or leave the class out")
     folds = folds_of(name, index, split, fold) if split else None
+    for severity, check, text in flaws(index, {split: folds} if split else {}, [fold]):
+        if severity == "error":
+            raise ValueError(f"{name}: {check}: {text}")
     images = decode(index, name, file_name(name), size, interpolation)
     return index, ImageSet(images, index.labels, index.ids, index.groups), folds
+
+
+def flaws(
+    index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = range(1, N_FOLDS + 1)
+) -> list[tuple]:
+    """What makes a set unfit or doubtful, seen before any image is opened: severity ("error" or "warning"), check, text.
+
+    `folds` holds by the name of a split the fold that tests on each row. That a part lacks a class is an error for the
+    first of the folds that are `tested`, and a warning for the others.
+    """
+    found, names, unit = [], np.array(index.class_names), index.unit or "group"
+    sizes = np.bincount(index.labels, minlength=len(names))
+    told = "has {} images; five folds need 5 or more. Add images, or leave the class out"
+    found += [
+        ("error", "small classes", f"{names[c]} {told.format(sizes[c])}")
+        for c in np.flatnonzero(sizes < N_FOLDS)
+    ]
+    if not index.unit:
+        found.append(("warning" if index.files else "note", "no groups", NO_GROUPS))
+    elif len(set(index.groups)) < 2:
+        severity, told = "error" if "grouped" in folds else "warning", f"all images are of one {unit}"
+        found.append((severity, "parts", f"{told}, which then is in training and test; add images of others"))
+    found += [("warning", "left out", note) for note in index.notes]
+    for split, of_image in folds.items():
+        lacks = {}
+        for fold in [fold for fold in tested if fold == 1 or (of_image > 1).any()]:
+            for part, rows in (
+                ("training", (of_image != fold) & (of_image >= 0)),
+                ("test", of_image == fold),
+            ):
+                has = np.bincount(index.labels[rows], minlength=len(names))
+                for c in np.flatnonzero(has == 0):
+                    lacks.setdefault((names[c] if has.any() else "any class", part), []).append(fold)
+        for (name, part), where in lacks.items():
+            of_name = {*index.groups[names[index.labels] == name]}
+            why = f" (all its images are of one {unit})" * (len(of_name) == 1)
+            folds_told = ", ".join(map(str, dict.fromkeys(where)))
+            what = f"split {split}: no {part} images of {name} in fold {folds_told}{why}; it cannot be judged there"
+            found.append(("error" if tested[0] in where else "warning", "parts", what))
+    return found
+
+
+def distinct_splits(name: str, splits: Iterable[str]) -> list[str]:
+    """Of some splits those that differ by more than chance: without groups `grouped` says no more than `paper`."""
+    same = "paper" in splits and not index_of(name).unit
+    return [split for split in splits if not (same and split == "grouped")]
 
 
 def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
@@ -157,6 +216,8 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
 
     ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
     """
+    if split == "grouped" and entry_of(name)[1] == "folder" and not index.unit:
+        split = "paper"
     if split == "grouped":
         by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
         return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)

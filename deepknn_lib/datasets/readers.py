@@ -1,7 +1,10 @@
 """Readers: each turns a folder in a known layout into an `Index`, or says what is wrong in it, and opens no image."""
 
+import functools
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +18,14 @@ from deepknn_lib.storage import digest
 
 _ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
 CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".dcm"}
-PARTS = {"train": "train", "val": "train", "valid": "train", "validation": "train", "test": "test"}
+SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .avif .jp2 .j2k .jpx .pbm .pgm .ppm .pnm"
+SUFFIXES = {*SUFFIXES.split(), ".tga", ".pcx", ".psd", ".sgi", ".ico"}
+DICOM = {".dcm", ".dicom", ".ima"}
+TEXTS = {".csv", ".txt", ".md", ".json", ".xml", ".html", ".pdf", ".db", ".ini"}  # nobody misses them
+PARTS = {name: "train" for name in ("train", "training", "val", "valid", "validation")}
+PARTS |= {"test": "test", "testing": "test"}
+UNIT = re.compile(r"[_ ]?id$", re.I)  # what the name of a column of groups has besides the unit
+COUNTER = re.compile(r"(.*\d.*?)[-_ .(]+\d{1,4}\)?")  # what numbers the images of one patient: 00002658_001
 FOLDS = {"12345"[n]: n + 1 for n in range(5)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
 
 
@@ -34,6 +43,8 @@ class Index:
     parts: np.ndarray | None = None  # "train" or "test" (N,), where a set comes in two parts
     channels: int = 3
     title: str = ""  # where it says more than the catalogue's
+    unit: str = ""  # what a group is, such as "patient"; empty where no groups are given
+    notes: tuple[str, ...] = ()  # what the reader left out or took on trust
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,7 +56,7 @@ class Index:
 
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
-    """The named columns of a CSV (or tab-separated .tab) file as text; an error that names the file if it is bad."""
+    """A CSV (or tab-separated .tab) file with at least these columns, as text; an error names the file if it is bad."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
     options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig", "index_col": False}
@@ -55,11 +66,20 @@ def table(path: Path, *columns: str) -> pd.DataFrame:
         raise ValueError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from error
     if not set(columns) <= set(rows.columns):
         raise ValueError(f"{path} needs the columns {', '.join(columns)}; it has {', '.join(rows.columns)}")
-    return rows[list(columns)] if columns else rows
+    return rows
 
 
-def index_of_rows(rows: pd.DataFrame, files: dict[str, Path], names: tuple, source: Path) -> Index:
-    """The index of a table's rows (image, class, group) and the files by id; ValueError if they do not fit."""
+def some(names: Iterable[str], what: str) -> str:
+    """How many there are, and the first three by name."""
+    names = [*names]
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+
+
+def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str, **known) -> Index:
+    """The index of a table's rows (image, class, group), the files by id, and what else is `known`.
+
+    ValueError if rows and files do not fit.
+    """
     rows = rows.set_axis(["image", "class", "group"], axis=1).sort_values("image", ignore_index=True)
     images = rows["image"]
     checks = {
@@ -71,18 +91,20 @@ def index_of_rows(rows: pd.DataFrame, files: dict[str, Path], names: tuple, sour
     }
     for what, wrong in checks.items():
         if len(wrong):
-            raise ValueError(f"{source}: {len(wrong)} images ({', '.join([*wrong][:3])}) are {what}")
+            raise ValueError(f"{source}: {some(wrong, 'images')} are {what}")
     labels = rows["class"].map({name: label for label, name in enumerate(names)}).to_numpy(np.int64)
     ids, groups = (rows[column].to_numpy(str) for column in ("image", "group"))
-    return Index(labels, ids, groups, names, [*map(files.get, ids)])
+    return Index(labels, ids, groups, names, [*map(files.get, ids)], unit=unit, **known)
 
 
 def from_table(root: Path, *_: str, name: str = "pneumonia") -> Index:
     """The index of a set by its layout in the catalogue: a table of images, classes and groups, and image files."""
     layout, names = CATALOG[name].layout, tuple(CATALOG[name].counts)
+    columns = layout["columns"]
     files = {path.stem: path for pattern in layout["images"] for path in root.glob(pattern)}
     source = next(iter(sorted(root.glob(layout["table"]))), root / layout["table"])
-    return index_of_rows(table(source, *layout["columns"]).drop_duplicates(), files, names, source)
+    rows = table(source, *columns)[columns].drop_duplicates()
+    return index_of_rows(rows, files, names, source, UNIT.sub("", columns[2]))
 
 
 def challenge(root: Path, part: str) -> Index:
@@ -98,7 +120,7 @@ def challenge(root: Path, part: str) -> Index:
         lesions = table(root / f"{start}LesionGroupings.csv", "image", "lesion_id").set_index("image")
         rows["group"] = rows["image"].map(lesions["lesion_id"]).fillna("")
     files = {path.stem: path for path in root.glob(f"{start}Input/[!.]*.jpg")}
-    return index_of_rows(rows[["image", "class", "group"]], files, names, source)
+    return index_of_rows(rows[["image", "class", "group"]], files, names, source, "lesion")
 
 
 def skin7(root: Path, _: str, split: str) -> Index:
@@ -110,7 +132,7 @@ def skin7(root: Path, _: str, split: str) -> Index:
     both = train, challenge(root, "Test")
     arrays = [np.concatenate([getattr(part, of) for part in both]) for of in ("labels", "ids", "groups")]
     parts = np.repeat(["train", "test"], [*map(len, both)])
-    return Index(*arrays, train.class_names, both[0].files + both[1].files, parts=parts)
+    return Index(*arrays, train.class_names, both[0].files + both[1].files, parts=parts, unit="lesion")
 
 
 def split_file(root: Path, index: Index, split: str) -> np.ndarray:
@@ -147,37 +169,200 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     return folds.fillna(0).to_numpy(np.int64)
 
 
-def class_folders(root: Path, argument: str, _: str) -> Index:
-    """Class folders in `root` or its `images/`, or in `train/` and `test/` there; groups from `groups.csv`."""
-    base, source = root / "images" if (root / "images").is_dir() else root, root / "groups.csv"
-    folders, nested = ([p for p in base.glob(depth) if p.is_dir()] for depth in ("[!.]*", "[!.]*/[!.]*"))
-    nested = [path for path in nested if path.parent.name.lower() in PARTS]
-    ready_made = {PARTS[path.parent.name.lower()] for path in nested} == {"train", "test"}
-    folders = nested if ready_made else folders
-    found = sorted(path for folder in folders for path in folder.glob("[!.]*"))
-    files = {path.relative_to(base).as_posix(): path for path in found if path.suffix.lower() in SUFFIXES}
-    names = sorted({path.name for path in folders})
-    empty = ", ".join({*names} - {path.parent.name for path in files.values()})
-    if len(names) < 2 or empty:
-        what = f"{base} needs folders of 2 or more classes with images; it has {', '.join(names) or 'none'}"
-        raise ValueError(f"{what}; {empty} is empty: remove it" if empty else what)
-    rows = pd.DataFrame({"file": [*files], "group": [*files]})
+def own_images(root: Path, argument: str, _: str) -> Index:
+    """Anyone's images with a `labels.csv`, or in class folders; ValueError if they and their tables do not fit.
+
+    Class folders lie in `root`, in its `images/`, or in `train/` and `test/` there. Groups are those of `labels.csv`,
+    else of `groups.csv`, else the patients in DICOM's headers.
+    """
+    base, source = root / "images" if (root / "images").is_dir() else root, root / "labels.csv"
+    files, notes = images_in(base)
+    if not source.is_file() and any("/" not in image for image in files):
+        source = root.parent / "labels.csv"  # beside a folder that is nothing but images
+    unit = ""
     if source.is_file():
-        rows = table(source)
-        if "file" not in rows or rows.shape[1] == 1:
+        rows, unit, more = by_table(source, base, files)
+    else:
+        rows, more = by_folders(base, files), []
+    notes += more
+    if left_out := sorted(files.keys() - {*rows["image"]}):
+        where = f"without a row in {source.name}" if source.is_file() else "outside of the class folders"
+        notes.append(f"{some(left_out, 'images')} {where} are left out")
+    files = {image: path for image, path in files.items() if image not in {*left_out}}
+    names, known = tuple(sorted({*rows["class"]} - {""})), rows.drop_duplicates("image").set_index("image")
+    if not unit and (root / "groups.csv").is_file():
+        source = root / "groups.csv"
+        groups = table(source)
+        if "file" not in groups or groups.shape[1] == 1:
             raise ValueError(f"{source} needs the column file and one more, such as patient_id")
-    images = rows.pop("file").str.removeprefix("images/")
-    kinds = [Path(image).parent.name for image in images]
-    rows = pd.DataFrame({"image": images, "class": kinds, "group": rows.iloc[:, 0]})
-    index = index_of_rows(rows, files, tuple(names), source)
-    parts = np.array([PARTS[image.split("/")[0].lower()] for image in index.ids]) if ready_made else None
-    return replace(index, parts=parts, title=root.name if argument else "")
+        images = full_ids(groups.pop("file"), base, source, files)
+        unit = UNIT.sub("", groups.columns[0]) or "group"
+        rows = pd.DataFrame(
+            {"image": images, "class": images.map(known["class"]), "group": groups.iloc[:, 0]}
+        )
+        rows = rows[~rows["image"].isin(left_out)]
+    elif not unit:
+        rows["group"], unit, more = by_header(files, rows["image"])
+        notes += more if unit else [*more, *likely_patients(rows)]
+    rows = rows[["image", "class", "group"]]
+    index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
+    parts = known["part"].reindex(index.ids).to_numpy(str)
+    title = root.name if argument else ""
+    return replace(index, parts=parts if all(parts) else None, title=title)
+
+
+def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
+    """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
+    images, others, seen = {}, [], set()
+    for folder, inner, names in os.walk(base, followlinks=True):
+        inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX"]
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()  # A link leads back to where it is.
+        seen.add(real)
+        for path in (Path(folder) / name for name in names if name[0] != "."):
+            suffix = path.suffix.lower()
+            if suffix in SUFFIXES | DICOM or (suffix not in TEXTS and is_dicom(path)):
+                images[path.relative_to(base).as_posix()] = path
+            elif suffix not in TEXTS:
+                others.append(path.relative_to(base).as_posix())
+    return images, [f"{some(sorted(others), 'files')} are no images of a known kind and left out"] * bool(
+        others
+    )
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
+    """Image, class, group and part by `labels.csv`; what a group is, if it has such a column; and notes."""
+    rows, notes = table(source, "image", "label"), []
+    units = {
+        column: UNIT.sub("", column).lower() for column in rows if column not in ("image", "label", "split")
+    }
+    groups = [column for column, unit in units.items() if unit in ("patient", "lesion", "group")]
+    if unused := [column for column in units if column not in groups[:1]]:
+        notes.append(f"{source.name}: the columns {', '.join(unused)} are not used")
+    images = full_ids(rows["image"], base, source, files)
+    rows = rows.assign(image=images, group=rows[groups[0]] if groups else images, part="")
+    if "split" in rows:
+        told = rows["split"].str.strip().str.lower()
+        rows["part"] = told.map(PARTS).fillna("")
+        wrong = rows["image"][rows["part"] == ""]
+        if len(wrong) or rows["part"].nunique() < 2:
+            what = (
+                f"{some(wrong, 'images')} have no known split" if len(wrong) else "train or test is missing"
+            )
+            raise ValueError(f"{source}: {what}; write train or test (or val) into the column split")
+        if (val := told.str.startswith("val")).any():
+            notes.append(f"{val.sum()} images of the split val are put to the training part")
+    rows = rows.rename(columns={"label": "class"})[["image", "class", "group", "part"]]
+    return rows, units[groups[0]] if groups else "", notes
+
+
+def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
+    """Image, class, group (the image) and part by the folders; ValueError that names the layout if it is another one."""
+    paths = [image.split("/") for image in files]
+    tops = {path[0] for path in paths if len(path) > 1}
+    nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
+    depth, there = 0, ", ".join(sorted(tops)) or "none"
+    if {PARTS[top.lower()] for top in nested} == {"train", "test"}:
+        depth = 1
+    elif nested and all(top.lower() in PARTS for top in tops):
+        what = f"{base} has the parts {there}, and class folders in {', '.join(sorted(nested))} only"
+        advice = "rename a part with class folders to test, or name one part for five folds of it"
+        raise ValueError(f"{what}: {advice}, as in folder:{base / sorted(nested)[0]}")
+    used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
+    sizes = Counter(path[depth] for path in used)
+    folders = [path for path in base.glob("*/*" if depth else "*") if path.is_dir()]
+    folders = {path.name for path in folders if not depth or path.parent.name in nested}
+    empty = sorted(name for name in folders - {*sizes} if name[0] != "." and name != "__MACOSX")
+    if len(sizes) < 2 or empty or sizes.most_common(2)[1][1] < 5:
+        deep = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]
+        shared = os.path.commonprefix(deep)
+        inner = sorted({path[len(shared)] for path in deep if len(path) > len(shared)})
+        what = f"{base} needs folders of 2 or more classes with images; it has {there}"
+        if len(inner) > 1 and sizes.total() < len(deep) + 5:
+            what += f". It looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
+        elif empty:
+            what += f"; {', '.join(empty)} is empty: remove it"
+        elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
+            what += "; put images into class folders, or write labels.csv with the columns image and label"
+        if len(sizes) < 2 or empty or "too high" in what:
+            raise ValueError(what)
+    rows = [
+        ("/".join(path), path[depth], "/".join(path), PARTS.get(path[0].lower(), "") * depth) for path in used
+    ]
+    return pd.DataFrame(rows, columns=["image", "class", "group", "part"])
+
+
+def by_header(files: dict[str, Path], images: Iterable[str]) -> tuple[list[str], str, list[str]]:
+    """The PatientID of DICOM files as groups and "patient", or the images and ""; and notes."""
+    dicom = {image: path for image, path in files.items() if path.suffix.lower() not in SUFFIXES}
+    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
+    told, without = {image: of for image, of in told.items() if of}, []
+    if len({*told.values()}) < 2:
+        notes = ["PatientID is the same in all DICOM files and says nothing"] * bool(told)
+        return [*images], "", notes
+    if without := sorted(files.keys() - told.keys()):
+        without = [f"{some(without, 'images')} have no PatientID; each counts as one of another patient"]
+    return [told.get(image, image) for image in images], "patient", without
+
+
+@functools.cache
+def patient_of(path: Path, _: int) -> str:
+    """The PatientID in a DICOM file; empty if it has none or cannot be read."""
+    from pydicom import dcmread
+
+    try:
+        return str(
+            dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID", "")
+        ).strip()
+    except Exception:  # Decoding says what is wrong with the file.
+        return ""
+
+
+def likely_patients(rows: pd.DataFrame) -> list[str]:
+    """A note if the names of many images look like several images of one patient, numbered or in a folder."""
+    alike = {}
+    for image, name in zip(rows["image"], rows["class"], strict=True):
+        *folders, file = image.split("/")
+        inner = folders[folders.index(name) + 1 :] if name in folders else []
+        match = COUNTER.fullmatch(file.rpartition(".")[0] or file)
+        if inner or match:
+            alike.setdefault("/".join(inner) or match[1], []).append(image)
+    several = [images for images in alike.values() if len(images) > 1]
+    if len(several) < 2:
+        return []
+    number, example = sum(map(len, several)), " and ".join(several[0][:2])
+    what = f"{number} images look like several of one patient, {len(several)} patients in all, as {example}"
+    return [f"{what}; if they are, say so in groups.csv (columns file,patient_id)"]
+
+
+def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path]) -> pd.Series:
+    """Ids of images that a table names with or without sub-folder and extension; what fits no file stays as it is."""
+    short = {}
+    for image in files:
+        folder, _, file = image.rpartition("/")
+        for alias in {file, file.rpartition(".")[0], f"{folder}/{file.rpartition('.')[0]}"}:
+            short.setdefault(alias, []).append(image)
+    start = f"{os.path.relpath(base, source.parent)}/"
+    names = named.str.strip().str.replace("\\", "/").str.removeprefix("./").str.removeprefix(start)
+    several = [name for name in names if name not in files and len(short.get(name, ())) > 1]
+    if several:
+        raise ValueError(f"{source}: {some(several, 'names')} fit several files; write the sub-folder, too")
+    return names.map(lambda name: name if name in files else short.get(name, [name])[0])
 
 
 def lesions(_: Path, __: str, ___: str) -> Index:
     """The synthetic set, drawn at the size asked for."""
     key = digest(Path(synthetic.__file__), synthetic.LOOKS_FILE)
-    return Index(*synthetic.describe(), synthetic.CLASS_NAMES, blocks=synthetic.draw, key=key)
+    return Index(*synthetic.describe(), synthetic.CLASS_NAMES, blocks=synthetic.draw, key=key, unit="lesion")
 
 
 def digits(_: Path, __: str, ___: str) -> Index:
@@ -237,8 +422,21 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
     info = medmnist_info(argument)
     path = root / info["name"]
     stored = np.load(path, allow_pickle=False)  # An array is read when it is asked for, up to 14 GB.
-    labels = {part: stored[f"{part}_labels"] for part in ("train", "val", "test")}
-    title = f"{info['python_class']} (MedMNIST+, {info['size']} × {info['size']})"
+    labels, side = {}, int(info["size"])
+    for part in ("train", "val", "test"):
+        missing = [name for name in (f"{part}_images", f"{part}_labels") if name not in stored.files]
+        if missing:
+            raise ValueError(f"{path} has no {' and no '.join(missing)}")
+        labels[part] = stored[f"{part}_labels"]
+        with stored.zip.open(f"{part}_images.npy") as file:  # Its header says how large the array is.
+            np.lib.format.read_magic(file)
+            count, *shape = np.lib.format.read_array_header_1_0(file)[0]
+        if count != len(labels[part]) or shape[:2] != [side, side]:
+            held = (
+                f"{count} images of {' × '.join(map(str, shape[:2]))} pixels and {len(labels[part])} labels"
+            )
+            raise ValueError(f"{path}: its part {part} has {held}, not as many of {side} × {side}")
+    title = f"{info['python_class']} (MedMNIST+, {side} × {side})"
 
     def blocks(_: int) -> Iterator[np.ndarray]:
         for part in labels:
@@ -254,5 +452,5 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
     return index_of_parts(labels, info["label"].values(), **known)
 
 
-READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), class_folders) | {"pneumonia": from_table}
+READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), own_images) | {"pneumonia": from_table}
 READERS |= {read.__name__: read for read in (lesions, skin7, medmnist, stl10, mnist, digits)}

@@ -10,11 +10,20 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from deepknn_lib.datasets import load
-from deepknn_lib.datasets.decode import each
+from deepknn_lib.datasets.decode import each, white
 from deepknn_lib.datasets.readers import Index
 from deepknn_lib.storage import data_dir, whole_file
 
-CHECKS = ["unreadable images", "class counts", "small classes", "tiny images", "constant images"]
+CHECKS = [
+    "no groups",
+    "left out",
+    "parts",
+    "unreadable images",
+    "class counts",
+    "small classes",
+    "tiny images",
+]
+CHECKS += ["constant images", "range of values"]
 CHECKS += ["exact duplicates", "near duplicates", "duplicates across classes", "groups of several classes"]
 CHECKS += ["duplicates across the split", "groups across the split"]
 COLUMNS = ["severity", "check", "item", "other", "detail"]
@@ -46,7 +55,7 @@ def failed(found: pd.DataFrame) -> bool:
 def of_dataset(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What is wrong with a set, its splits and pinned contents (as of `verify`), and a summary: one row a check."""
     entry, index, folds, found = load.entry_of(name)[0], load.index_of(name), {}, []
-    for split in load.SPLITS:
+    for split in load.distinct_splits(name, load.SPLITS):
         try:
             folds[split] = load.folds_of(name, index, split)
         except (FileNotFoundError, ValueError) as error:
@@ -62,7 +71,10 @@ def of_dataset(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     counts = pd.crosstab(rows["check"], rows["severity"]).reindex(index=order, fill_value=0)
     counts = counts.reindex(columns=["error", "warning", "note"], fill_value=0).add_suffix("s")
     first = {check: " ".join(filter(None, of)) for _, check, *of in rows[::-1].itertuples(index=False)}
-    counts["the first"] = [first.get(check, "nothing found") for check in order]
+    empty = {
+        check: "not known: no groups are given" for check in order if "groups" in check and not index.unit
+    }
+    counts["the first"] = [first.get(check, empty.get(check, "nothing found")) for check in order]
     return rows, counts.rename_axis("check").rename_axis(None, axis=1).reset_index()
 
 
@@ -80,10 +92,11 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     `check`, `item`, `other` (the second image of a pair) and `detail`.
     """
     names, ids, groups = np.array(index.class_names)[index.labels], index.ids, index.groups
-    looks = each(index, 48, _look, "verifying")
-    looks = [(look, "", 99, False, BLANK) if isinstance(look, str) else look for look in looks]
-    bad, content, side, constant, thumbnails = map(np.array, zip(*looks, strict=True))
-    found = []
+    looks, deep = [None] * len(ids), {}
+    for row, look in each(index, 48, _look, "verifying", deep):
+        looks[row] = (look, "", 99, 0, 255, False, BLANK) if isinstance(look, str) else look
+    bad, content, side, low, high, constant, thumbnails = map(np.array, zip(*looks, strict=True))
+    found = [(severity, check, "", "", text) for severity, check, text in load.flaws(index, folds)]
 
     def add(severity: str, check: str, items, details) -> None:
         pairs = zip(items, details, strict=True)
@@ -94,16 +107,22 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     kinds = pd.Series(names).groupby(groups).agg(lambda of: ", ".join(sorted(set(of))))
     add("error", "unreadable images", ids, bad)
     add("error", "class counts", off, [f"has {has.get(n, 0)} images, not {expected.get(n, 0)}" for n in off])
-    add("error", "small classes", has, [f"has {n} images: five folds need 5" * (n < 5) for n in has.values()])
     add("warning", "tiny images", ids, np.where(side < 8, "its shorter side has under 8 pixels", ""))
     add("warning", "constant images", ids, np.where(constant, "all its pixels have one colour", ""))
+    if (top := white(deep)) < 65535:
+        told = f"{len(deep)} images of 16 bits use values up to {max(deep.values())}; {top} is shown as white"
+        found.append(("note", "range of values", "", "", told))
+    if (span := int(high.max()) - int(low.min())) < 64:
+        told = f"all values are from {low.min()} to {high.max()} of 0 to 255; are the images stored as they should be?"
+        found.append(("warning", "range of values", "", "", told))
     mixed = kinds[kinds.str.contains(", ")]
     add("warning", "groups of several classes", mixed.index, mixed + "; do they show one patient or lesion?")
     cluster = np.arange(len(ids))
     first = pd.Series(cluster).groupby(content).transform("first").to_numpy()
     large = np.flatnonzero((first == cluster) & (side >= THUMBNAIL) & (bad == ""))
     pairs = [(i, j, "the same pixels") for j, i in enumerate(first) if i != j and bad[j] == ""]
-    pairs += [(large[i], large[j], f"similarity {s:.2f}") for i, j, s in near_pairs(thumbnails[large])]
+    for i, j, alike, turned in near_pairs(thumbnails[large]):
+        pairs.append((large[i], large[j], f"similarity {alike:.2f}{', turned or mirrored' * turned}"))
     for i, j, how in sorted(pairs, key=lambda pair: pair[1]):
         cluster[j], exact, known = cluster[i], how == "the same pixels", groups[i] == groups[j]
         how += ", in one group" if known else ", in different groups; remove one, or give both one group"
@@ -123,28 +142,33 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
 
 
 def _look(pixels: np.ndarray) -> tuple:
-    """Of an image (C, H, W) no error, its content, shorter side, whether it has one colour, and its thumbnail."""
+    """Of an image (C, H, W) no error, content, shorter side, least and largest value, whether of one colour, thumbnail."""
     picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
     grey = Image.fromarray(picture).convert("L").resize(BLANK.shape, Image.Resampling.BOX)
     content = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-    return "", content, min(pixels.shape[1:]), (pixels == pixels[:, :1, :1]).all(), np.asarray(grey)
+    ends = pixels.min(), pixels.max()
+    return "", content, min(pixels.shape[1:]), *ends, (pixels == pixels[:, :1, :1]).all(), np.asarray(grey)
 
 
-def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float]]:
-    """Each image that is a copy by its looks, after the earlier image that it resembles most; and how much.
+def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float, bool]]:
+    """Each copy by its looks, after the earlier image that it resembles most; how much; and if it is turned or mirrored.
 
     What is compared is fine texture, each pixel's difference from its neighbours divided by how much these differ: by
     grey levels alone all chest X-rays are alike, and so are all brown spots in the middle of pink skin. The thumbnails
-    are uint8 (N, THUMBNAIL, THUMBNAIL), and all pairs of them are compared.
+    are uint8 (N, THUMBNAIL, THUMBNAIL); all pairs of them are compared, one of each in all eight orientations. What is
+    not seen: copies shifted or cut by more than about 3 % of the side, and turned by other angles.
     """
     grey, pairs = torch.from_numpy(thumbnails.astype(np.float32))[:, None], []
     fine = grey[..., 1:-1, 1:-1] - avg_pool2d(grey, 3, 1)  # Traces of a padding would be alike in all images.
-    local = (fine[..., 1:-1, 1:-1] / (avg_pool2d(fine**2, 3, 1) + CONTRAST**2).sqrt()).flatten(1)
-    flat = local - local.mean(1, keepdim=True)
-    textures = flat / flat.norm(dim=1, keepdim=True).clamp(min=FLAT * flat.shape[1] ** 0.5)
+    local = (fine[..., 1:-1, 1:-1] / (avg_pool2d(fine**2, 3, 1) + CONTRAST**2).sqrt())[:, 0]
+    flat = local - local.mean((1, 2), keepdim=True)
+    textures = flat / flat.norm(dim=(1, 2), keepdim=True).clamp(min=FLAT * flat.shape[1])
     for start in range(0, len(textures), ROWS):
-        block = textures[start : start + ROWS]
-        alike, earlier = (block @ textures[: start + len(block)].T).tril(start - 1).max(1)
-        rows = (alike >= SIMILAR).nonzero()[:, 0].tolist()
-        pairs += [(int(earlier[row]), start + row, float(alike[row])) for row in rows]
+        block, before = textures[start : start + ROWS], textures[: start + ROWS].flatten(1)
+        kinds = [turned.rot90(n, (1, 2)).flatten(1) for turned in (block, block.mT) for n in range(4)]
+        best = [(kind @ before.T).tril(start - 1).max(1) for kind in kinds]
+        alike, which = torch.stack([values for values, _ in best]).max(0)
+        for row in (alike >= SIMILAR).nonzero()[:, 0].tolist():
+            earlier = int(best[which[row]].indices[row])
+            pairs.append((earlier, start + row, float(alike[row]), bool(which[row])))
     return pairs
