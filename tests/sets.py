@@ -93,6 +93,34 @@ def class_folders(root, numbers=range(10), groups=False):
     return root
 
 
+def labels(root):
+    """The same without class folders: `labels.csv` above images/, named in several ways; its column tells patients."""
+    (root / "images" / "deep").mkdir(parents=True)
+    lines = ["image,label,patient"]
+    for path in sorted(root.glob("*/*.png")):
+        n, new = int(path.stem), f"{path.parent.name}_{path.stem}"
+        path.rename(root / "images" / ("deep" if n % 2 else ".") / f"{new}.png")
+        named = (f"images/{new}.png", f"deep/{new}.png", f"{new}.png", new)[n % 4]
+        lines.append(f"{named},{path.parent.name},P{new[0]}{n // 2}")
+        (root / "labels.csv").write_text("\n".join([*lines, ""]))
+    for name in ("healthy", "ill"):
+        (root / name).rmdir()
+    return root
+
+
+def parts(root):
+    """The same as Training/ and Testing/ beside what an archive of a Mac holds."""
+    for n, path in enumerate(sorted(root.glob("*/*.png"))):
+        target = root / ("Training", "Testing")[n % 2] / path.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (root / "__MACOSX").mkdir()
+    for name in ("healthy", "ill"):
+        (root / name / "._0.png").write_bytes(b"of a Mac")
+        (root / name).rename(root / "__MACOSX" / name)
+    return root
+
+
 def grey(file):
     return 20 + 120 * ("ill" in file) + 8 * int(file.split("/")[-1][:-4])
 
@@ -123,6 +151,7 @@ def medmnist(data, file="bloodmnist_64.npz", shape=(64, 64, 3), classes=8):
         images = np.repeat(labels * 20, np.prod(shape)).reshape(n, *shape)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels}
     np.savez_compressed(data / "medmnist" / file, **arrays)
+    return data / "medmnist"
 
 
 def dicom(stored, photometric="MONOCHROME2", bits=8, jpeg=None, **tags):

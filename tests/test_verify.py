@@ -33,6 +33,7 @@ def index_of(folder, changed=(), arrays=False, **known):
     images = [dict(changed).get(n, TEN[n % 10]) for n in range(max([9, *changed]) + 1)]
     ids = np.array([f"i{n}" for n in range(len(images))])
     index = {"labels": np.arange(len(ids)) // 5 % 2, "ids": ids, "groups": ids, "class_names": ("a", "b")}
+    index["unit"] = "patient"
     if arrays:
         index["blocks"] = lambda _: [np.stack(images).transpose(0, 3, 1, 2)]
     else:
@@ -70,6 +71,7 @@ COPIES = {
     "cut": lambda image: image[1:-1, 1:-1],
     "all of it": lambda image: jpeg(resized(brighter(image), 0.8)),
 }
+TURNS = [(n, side) for n in range(4) for side in (1, -1)][1:]
 SMALL, WIDE = resized(TEN[3], 34 / 96), np.arange(9600, dtype=np.uint32).astype(np.uint8).reshape(40, 80, 3)
 PAPER, BOTH = {"paper": FOLDS}, {"paper": FOLDS, "grouped": FOLDS}
 VIEWS = PAPER | {"grouped": np.array([1, 1, *FOLDS[2:]])}  # this keeps the images 0 and 1 together
@@ -85,6 +87,8 @@ CASES = {
         f"error duplicates across classes i0 i5 a and b; correct or remove one .{EXACT}"]),
     **{f"copy: {kind}": ({1: copy(TEN[0]), 6: copy(TEN[5])}, {}, {}, {}, [
         f"{NEAR} i{n} i{n + 1} {ALIKE}" for n in (0, 5)]) for kind, copy in COPIES.items()},
+    **{f"turned {n} times, {side}": ({1: np.rot90(TEN[0][:, ::side], n)}, {}, {}, {}, [
+        rf"{NEAR} i0 i1 similarity [01]\.\d\d, turned or mirrored, {APART}"]) for n, side in TURNS},
     "k alike": ({n: TEN[0] for n in range(1, 5)} | {10 + n: jpeg(TEN[0], 90 - 10 * n) for n in range(5)}, {}, {}, {}, [
         *(f"{SAME} i0 i{n} {EXACT}" for n in range(1, 5)), *[rf"{NEAR} (i0|i1[0-4]) i1[0-4] "] * 5]),
     "another shape": ({0: WIDE, 1: WIDE.reshape(80, 40, 3)}, {}, {}, {}, []),
@@ -92,8 +96,21 @@ CASES = {
     "across": ({1: TEN[0], 6: resized(TEN[5], 0.8)}, {}, {}, PAPER, [
         f"{SAME} i0 i1 {EXACT}", f"{NEAR} i5 i6 {ALIKE}",
         rf"note duplicates {ACROSS} paper 2 of 2 test images \(100.0%\) have duplicates in training"]),
+    "no groups": ({}, {"unit": ""}, {}, PAPER, ["(warning|note) no groups no groups are given: images of one"]),
+    "left out": ({}, {"notes": ("3 files (a, b, c)",)}, {}, {}, [r"warning left out 3 files \(a, b, c\)"]),
+    "one patient": ({}, {"groups": np.array([*"aaaaaaaaaa"])}, {}, {"grouped": np.ones(10)}, [
+        "warning parts all images of a, b are of one patient",
+        "error parts split grouped, fold 1: its training part has no images of a, b",
+        *[rf"warning parts split grouped, fold {n}: its test part has no images of a, b" for n in range(2, 6)],
+        "warning groups of several classes a a, b"]),
+    "only in training": ({}, {}, {}, {"paper": np.array([0, 0, 0, 0, 0, 1, 1, 0, 0, 0])}, [
+        "error parts split paper, fold 1: its test part has no images of a"]),
+    "only in test": ({}, {}, {}, {"paper": np.array([1, 0, 0, 0, 0, 1, 1, 1, 1, 1])}, [
+        "error parts split paper, fold 1: its training part has no images of b"]),
+    "few values": ({n: image // 8 + 96 for n, image in enumerate(TEN)}, {}, {}, {}, [
+        r"warning range of values all values are from 10\d to 12\d of 0 to 255"]),
     "views of one group": ({1: jpeg(TEN[0]), 6: jpeg(TEN[5])}, {"groups": np.array([*"ggabcdefhi"])}, {}, VIEWS, [
-        r"note near duplicates i0 i1 similarity 0.\d\d, in one group$", f"{NEAR} i5 i6",
+        "warning parts split grouped, fold 2: its test part has no images of a", r"note near duplicates i0 i1 similarity 0.\d\d, in one group$", f"{NEAR} i5 i6",
         f"note duplicates {ACROSS} paper 2 of 2", f"note duplicates {ACROSS} grouped 1 of 3",
         f"note groups {ACROSS} paper 1 of 2"]),
     "groups across": ({}, {"groups": np.array([*"gghhabcdef"])}, {}, BOTH, [
@@ -103,7 +120,7 @@ CASES = {
     "counts": ({}, {}, {"a": 5, "b": 6, "c": 7}, {}, [
         "error class counts b has 5 images, not 6", "error class counts c has 0 images, not 7"]),
     "small classes": ({}, {"labels": np.arange(10) // 6, "class_names": ("a", "b", "c")}, {}, {}, [
-        "error small classes b has 4 images: five folds need 5", "error small classes c has 0 images"]),
+        "error small classes b has 4 images; five folds need 5", "error small classes c has 0 images"]),
     "tiny and constant": ({3: 0 * TEN[3] + np.uint8([1, 2, 3]), 5: 0 * TEN[5] + 7, 7: TEN[7][:7]}, {}, {}, {}, [
         "warning tiny images i7 its shorter side has under 8", "warning constant images i3 all its pixels",
         "warning constant images i5 "]),
@@ -143,16 +160,19 @@ def test_all_pairs_are_compared_whatever_the_blocks(monkeypatch):
         thumbnails[other] = thumbnails[first] + rng.integers(-12, 13, (36, 36))
     whole = near_pairs(thumbnails)
     assert {pair[:2] for pair in whole} >= {(3, 38), (17, 18)}
-    assert [second for _, second, _ in whole] == [7, 18, 21, 38, 39]
+    assert [second for _, second, *_ in whole] == [7, 18, 21, 38, 39]
     monkeypatch.setattr(module, "ROWS", 7)
     np.testing.assert_allclose(near_pairs(thumbnails), whole, atol=1e-5)
 
 
 def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(tmp_path, data, capsys):  # noqa: F811
-    root = class_folders(tmp_path / "set")
-    assert module.report(f"folder:{root}") == 0 and capsys.readouterr().out.count("nothing found") == 11
+    root = class_folders(tmp_path / "set")  # another folder of this name keeps its report
+    assert module.report(f"folder:{root}") == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing found") == 12 and said.count("not known: no groups are given") == 2
+    assert re.search("no groups +0 +1 +0 +no groups are given", said) and "grouped" not in said
     (root / "healthy" / "3.png").write_bytes(b"")
     assert module.report(f"folder:{root}", tmp_path / "found.csv") == 1
     found = pd.read_csv(tmp_path / "found.csv", keep_default_na=False)
-    assert rows(found)[0].startswith("error unreadable images healthy/3.png")
-    assert re.search(r"unreadable images +1 .*\n.*1 errors, 0 warnings", capsys.readouterr().out, re.S)
+    assert rows(found)[1].startswith("error unreadable images healthy/3.png")
+    assert re.search(r"unreadable images +1 .*\n.*1 errors, 1 warnings", capsys.readouterr().out, re.S)

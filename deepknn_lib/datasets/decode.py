@@ -78,8 +78,8 @@ def room_for(what: Path) -> Iterator[None]:
 def open_image(path: Path, top: int = 65535) -> Image.Image:
     """One file as an upright 8-bit image in mode "RGB"; a ValueError says why not and what to do, without the path.
 
-    EXIF's orientation is applied, transparent pixels lie over white, and of several frames or pages the first is taken;
-    an ICC profile is ignored. DICOM is shown in its window, and MONOCHROME1 inverted. Greys of 16 bits are scaled by the
+    EXIF's orientation is applied, transparent pixels lie over white, of several frames or pages the first is taken; an
+    ICC profile is ignored. DICOM is shown in its window, and MONOCHROME1 inverted. Greys of 16 bits are scaled by the
     range in the file's header. Where there is none, `top` becomes white and `info["largest"]` is the largest grey.
     """
     data = b""
@@ -188,7 +188,7 @@ def white(deep: dict[int, int]) -> int:
 def decode(index, name: str, file_name: str, size: int, interpolation: str) -> np.ndarray:
     """All images of an `Index` squashed to squares, decoded once and then read from a copy on disk.
 
-    They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. The copy is
+    They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. It is
     known by the files' paths, sizes and times of change, and ends with its checksum; a damaged one is set aside and made
     again, with a warning. A ValueError tells of files that cannot be read (all are tried), an OSError of a full disk;
     nothing half made remains.

@@ -30,9 +30,9 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient", …, or
-    empty if no groups are given), `grouped` (whether several images share one) and `smallest`, the label of the class with
-    the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient", …;
+    empty where no groups are given), `grouped` (whether several images share one) and `smallest`, the label of the class
+    with the fewest images in the whole set.
     """
 
     name: str
@@ -57,7 +57,7 @@ def load_dataset(
         A key of `CATALOG`; `folder:<path>` takes anyone's class folders, `medmnist:<flag>@<size>` a set of MedMNIST+.
     split : {"paper", "grouped", "dermamnist-c", "official"}
         `paper`: five folds of images (for `skin7` the authors'), or the ready-made parts where a set has them.
-        `grouped`: five folds of lesions or patients, so that no group is in both parts; of a folder without groups it is
+        `grouped`: five folds of lesions or patients, so that no group is in both parts; for a folder without groups
         the split `paper`. Of skin7 alone, with one fold:
         `dermamnist-c`, the leak-free parts of Abhishek et al. (2025), whose validation images are in neither part; and
         `official`, all 10,015 images for training and the test images of ISIC 2018 Task 3.
@@ -89,9 +89,11 @@ def validation_part(data: Dataset) -> Dataset:
     train, grouped = data.train, data.info["split"] != "paper"
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
     part = replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
-    for what, held in (("validation", part.test), ("training", part.train)):
-        if lacking := [name for c, name in enumerate(data.class_names) if c not in held.labels]:
-            raise ValueError(f"{data.name}: no {what} images of {', '.join(lacking)}; judge on the test part")
+    if data.info["smallest"] not in part.test.labels:
+        smallest = data.class_names[data.info["smallest"]]
+        raise ValueError(
+            f"{data.name}: the validation part has no images of {smallest}; judge on the test part"
+        )
     return part
 
 
@@ -123,43 +125,35 @@ def _read(name: str, split: str | None, fold: int, size: int, interpolation: str
     return index, ImageSet(images, index.labels, index.ids, index.groups), folds
 
 
-def flaws(
-    index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = range(1, N_FOLDS + 1)
-) -> list[tuple]:
-    """What makes a set unfit or doubtful, seen before any image is opened: severity ("error" or "warning"), check, text.
+def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = range(1, N_FOLDS + 1)) -> list:
+    """What makes a set unfit or doubtful, seen before any image is opened: rows of severity, check, text.
 
-    `folds` holds by the name of a split the fold that tests on each row. That a part lacks a class is an error for the
-    first of the folds that are `tested`, and a warning for the others.
+    `folds` holds by the name of a split the fold that tests on each row. What keeps a part from being judged is an
+    "error" for the first of the folds that are `tested`, and a "warning" for the others.
     """
-    found, names, unit = [], np.array(index.class_names), index.unit or "group"
+    names = np.array(index.class_names)
     sizes = np.bincount(index.labels, minlength=len(names))
-    told = "has {} images; five folds need 5 or more. Add images, or leave the class out"
-    found += [
-        ("error", "small classes", f"{names[c]} {told.format(sizes[c])}")
-        for c in np.flatnonzero(sizes < N_FOLDS)
-    ]
+    told = "images; five folds need 5 or more. Add images, or leave the class out"
+    small = np.flatnonzero(sizes < N_FOLDS)
+    found = [("error", "small classes", f"{names[c]} has {sizes[c]} {told}") for c in small]
+    found += [("warning", "left out", note) for note in index.notes]
     if not index.unit:
         found.append(("warning" if index.files else "note", "no groups", NO_GROUPS))
-    elif len(set(index.groups)) < 2:
-        severity, told = "error" if "grouped" in folds else "warning", f"all images are of one {unit}"
-        found.append((severity, "parts", f"{told}, which then is in training and test; add images of others"))
-    found += [("warning", "left out", note) for note in index.notes]
+    elif alone := [name for c, name in enumerate(names) if len({*index.groups[index.labels == c]}) == 1]:
+        told = f"all images of {', '.join(alone)} are of one {index.unit}: the class cannot be told from it"
+        found.append(("warning", "parts", told))
     for split, of_image in folds.items():
-        lacks = {}
-        for fold in [fold for fold in tested if fold == 1 or (of_image > 1).any()]:
+        for fold in [fold for fold in tested if fold == 1 or (of_image > 0).all()]:
+            where = f"split {split}, fold {fold}"
             for part, rows in (
                 ("training", (of_image != fold) & (of_image >= 0)),
                 ("test", of_image == fold),
             ):
-                has = np.bincount(index.labels[rows], minlength=len(names))
-                for c in np.flatnonzero(has == 0):
-                    lacks.setdefault((names[c] if has.any() else "any class", part), []).append(fold)
-        for (name, part), where in lacks.items():
-            of_name = {*index.groups[names[index.labels] == name]}
-            why = f" (all its images are of one {unit})" * (len(of_name) == 1)
-            folds_told = ", ".join(map(str, dict.fromkeys(where)))
-            what = f"split {split}: no {part} images of {name} in fold {folds_told}{why}; it cannot be judged there"
-            found.append(("error" if tested[0] in where else "warning", "parts", what))
+                lacks = np.flatnonzero(np.bincount(index.labels[rows], minlength=len(names)) == 0)
+                bad = len(lacks) == len(names) or part == "training" or sizes.argmin() in lacks
+                severity = "error" if bad and fold == tested[0] else "warning"
+                what = f"{where}: its {part} part has no images of {', '.join(names[lacks])}"
+                found += [(severity, "parts", what)] * bool(len(lacks))
     return found
 
 
@@ -216,9 +210,8 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
 
     ValueError or FileNotFoundError if there is no such fold, or the published folds are not there or do not fit.
     """
-    if split == "grouped" and entry_of(name)[1] == "folder" and not index.unit:
-        split = "paper"
-    if split == "grouped":
+    single = entry_of(name)[1] == "folder" and not index.unit
+    if split == "grouped" and not single:
         by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
         return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
     if index.parts is not None:
@@ -227,7 +220,7 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
         folds = split_file(place(name), index, split) if name == "skin7" else image_folds(index.labels)
     if not (folds == fold).any():
         told = f"{name} has one test part in the split {split}, fold 1, not {fold}"
-        raise ValueError(f"{told}; use split='grouped'")
+        raise ValueError(told if single else f"{told}; use split='grouped'")
     return folds
 
 

@@ -225,7 +225,7 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
                 images[path.relative_to(base).as_posix()] = path
             elif suffix not in TEXTS:
                 others.append(path.relative_to(base).as_posix())
-    return images, [f"{some(sorted(others), 'files')} are no images of a known kind and left out"] * bool(
+    return dict(sorted(images.items())), [f"{some(sorted(others), 'files')} are no images of a known kind and left out"] * bool(
         others
     )
 
@@ -266,7 +266,7 @@ def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataF
 
 
 def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
-    """Image, class, group (the image) and part by the folders; ValueError that names the layout if it is another one."""
+    """Image, class, group (the image) and part by the folders; a ValueError names the layout if it is another one."""
     paths = [image.split("/") for image in files]
     tops = {path[0] for path in paths if len(path) > 1}
     nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
@@ -289,10 +289,10 @@ def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
         what = f"{base} needs folders of 2 or more classes with images; it has {there}"
         if len(inner) > 1 and sizes.total() < len(deep) + 5:
             what += f". It looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
-        elif empty:
-            what += f"; {', '.join(empty)} is empty: remove it"
         elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
             what += "; put images into class folders, or write labels.csv with the columns image and label"
+        elif empty:
+            what += f"; {', '.join(empty)} is empty: remove it"
         if len(sizes) < 2 or empty or "too high" in what:
             raise ValueError(what)
     rows = [

@@ -112,7 +112,7 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     if (top := white(deep)) < 65535:
         told = f"{len(deep)} images of 16 bits use values up to {max(deep.values())}; {top} is shown as white"
         found.append(("note", "range of values", "", "", told))
-    if (span := int(high.max()) - int(low.min())) < 64:
+    if int(high.max()) - int(low.min()) < 64:
         told = f"all values are from {low.min()} to {high.max()} of 0 to 255; are the images stored as they should be?"
         found.append(("warning", "range of values", "", "", told))
     mixed = kinds[kinds.str.contains(", ")]
@@ -142,7 +142,7 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
 
 
 def _look(pixels: np.ndarray) -> tuple:
-    """Of an image (C, H, W) no error, content, shorter side, least and largest value, whether of one colour, thumbnail."""
+    """Of an image (C, H, W) no error, content, shorter side, least, largest value, whether constant, thumbnail."""
     picture = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
     grey = Image.fromarray(picture).convert("L").resize(BLANK.shape, Image.Resampling.BOX)
     content = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
@@ -151,7 +151,7 @@ def _look(pixels: np.ndarray) -> tuple:
 
 
 def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float, bool]]:
-    """Each copy by its looks, after the earlier image that it resembles most; how much; and if it is turned or mirrored.
+    """Each copy by its looks, after the earlier image that it resembles most; how much; and if it is turned.
 
     What is compared is fine texture, each pixel's difference from its neighbours divided by how much these differ: by
     grey levels alone all chest X-rays are alike, and so are all brown spots in the middle of pink skin. The thumbnails
