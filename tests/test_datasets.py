@@ -144,7 +144,7 @@ LAYOUTS = {
         r"1 files \(ill/8.nii\) are no images of a known kind .*1 images \(cover.png\) outside of the class folders"),
     "hidden": ({"ill/9.png": "__MACOSX/ill/9.png", "ill/8.png": "ill/._8.png", "ill/7.png": "ill/note.txt"}, [], 17, "no"),
     "counters": ({"*/[0-3].png": "{c}/0000{n}_00{n}.png", "*/4.png": "{c}/00000_007.png"}, [], 20,
-        r"10 images look like several of one patient, 4 patients in all, as healthy/00000_000.png and healthy/00000_007.png; .*columns file,patient_id"),
+        r"10 images look like several of one patient, 4 patients in all, as healthy/00000_000.png and healthy/00000_007.png;.*columns file,patient_id"),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Readers: each turns a folder in a known layout into an `Index`, or says what is wrong in it, and opens no image."""
 
+import contextlib
 import functools
 import json
 import os
@@ -179,139 +180,126 @@ def own_images(root: Path, argument: str, _: str) -> Index:
     files, notes = images_in(base)
     if not source.is_file() and any("/" not in image for image in files):
         source = root.parent / "labels.csv"  # beside a folder that is nothing but images
-    unit = ""
-    if source.is_file():
-        rows, unit, more = by_table(source, base, files)
-    else:
-        rows, more = by_folders(base, files), []
-    notes += more
-    if left_out := sorted(files.keys() - {*rows["image"]}):
-        where = f"without a row in {source.name}" if source.is_file() else "outside of the class folders"
-        notes.append(f"{some(left_out, 'images')} {where} are left out")
-    files = {image: path for image, path in files.items() if image not in {*left_out}}
-    names, known = tuple(sorted({*rows["class"]} - {""})), rows.drop_duplicates("image").set_index("image")
+    rows, unit, more = by_table(source, base, files) if source.is_file() else by_folders(base, files)
+    known = rows.drop_duplicates("image").set_index("image")
+    if left_out := sorted(files.keys() - {*known.index}):
+        why = f"without a row in {source.name}" if source.is_file() else "outside of the class folders"
+        notes.append(f"{some(left_out, 'images')} {why} are left out")
+    files, notes = {image: path for image, path in files.items() if image in known.index}, notes + more
     if not unit and (root / "groups.csv").is_file():
-        source = root / "groups.csv"
-        groups = table(source)
+        source, groups = root / "groups.csv", table(root / "groups.csv")
         if "file" not in groups or groups.shape[1] == 1:
             raise ValueError(f"{source} needs the column file and one more, such as patient_id")
         images = full_ids(groups.pop("file"), base, source, files)
-        unit = UNIT.sub("", groups.columns[0]) or "group"
-        rows = pd.DataFrame(
-            {"image": images, "class": images.map(known["class"]), "group": groups.iloc[:, 0]}
-        )
-        rows = rows[~rows["image"].isin(left_out)]
+        rows, unit = groups.assign(image=images, group=groups.iloc[:, 0]), UNIT.sub("", groups.columns[0])
+        rows = rows.assign(**{"class": images.map(known["class"])})[~images.isin(left_out)]
     elif not unit:
-        rows["group"], unit, more = by_header(files, rows["image"])
-        notes += more if unit else [*more, *likely_patients(rows)]
-    rows = rows[["image", "class", "group"]]
+        patients, more = by_header(files)
+        rows["group"], unit = (
+            [patients.get(image, image) for image in rows["image"]],
+            "patient" * bool(patients),
+        )
+        notes += more + likely_patients(rows) * (not unit)
+    names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
     index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
     parts = known["part"].reindex(index.ids).to_numpy(str)
-    title = root.name if argument else ""
-    return replace(index, parts=parts if all(parts) else None, title=title)
+    return replace(index, parts=parts if all(parts) else None, title=root.name if argument else "")
 
 
 def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
     images, others, seen = {}, [], set()
     for folder, inner, names in os.walk(base, followlinks=True):
-        inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX"]
-        if (real := os.path.realpath(folder)) in seen:
-            inner.clear()  # A link leads back to where it is.
-        seen.add(real)
-        for path in (Path(folder) / name for name in names if name[0] != "."):
-            suffix = path.suffix.lower()
+        again = os.path.realpath(folder) in seen  # A link leads back.
+        inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX" and not again]
+        seen.add(os.path.realpath(folder))
+        for path in (Path(folder, name) for name in names if name[0] != "."):
+            image, suffix = path.relative_to(base).as_posix(), path.suffix.lower()
             if suffix in SUFFIXES | DICOM or (suffix not in TEXTS and is_dicom(path)):
-                images[path.relative_to(base).as_posix()] = path
+                images[image] = path
             elif suffix not in TEXTS:
-                others.append(path.relative_to(base).as_posix())
-    return dict(sorted(images.items())), [f"{some(sorted(others), 'files')} are no images of a known kind and left out"] * bool(
-        others
-    )
+                others.append(image)
+    told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
+    return dict(sorted(images.items())), [told] * bool(others)
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM does, whatever its name."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
     """Image, class, group and part by `labels.csv`; what a group is, if it has such a column; and notes."""
-    rows, notes = table(source, "image", "label"), []
-    units = {
-        column: UNIT.sub("", column).lower() for column in rows if column not in ("image", "label", "split")
-    }
-    groups = [column for column, unit in units.items() if unit in ("patient", "lesion", "group")]
-    if unused := [column for column in units if column not in groups[:1]]:
-        notes.append(f"{source.name}: the columns {', '.join(unused)} are not used")
+    rows = table(source, "image", "label").rename(columns={"label": "class"})
+    units = {column: UNIT.sub("", column).lower() for column in rows}
+    group = next((column for column, unit in units.items() if unit in ("patient", "lesion", "group")), "")
+    unused = [column for column in rows if column not in ("image", "class", "split", group)]
+    notes = [f"{source.name}: the columns {', '.join(unused)} are not used"] * bool(unused)
     images = full_ids(rows["image"], base, source, files)
-    rows = rows.assign(image=images, group=rows[groups[0]] if groups else images, part="")
+    rows = rows.assign(image=images, group=rows[group] if group else images, part="")
     if "split" in rows:
         told = rows["split"].str.strip().str.lower()
         rows["part"] = told.map(PARTS).fillna("")
-        wrong = rows["image"][rows["part"] == ""]
-        if len(wrong) or rows["part"].nunique() < 2:
-            what = (
-                f"{some(wrong, 'images')} have no known split" if len(wrong) else "train or test is missing"
+        if {*rows["part"]} != {"train", "test"}:
+            wrong = some(sorted({*told} - PARTS.keys()), "unknown words")
+            raise ValueError(
+                f"{source}: the column split needs train and test (and perhaps val); it has {wrong}"
             )
-            raise ValueError(f"{source}: {what}; write train or test (or val) into the column split")
-        if (val := told.str.startswith("val")).any():
-            notes.append(f"{val.sum()} images of the split val are put to the training part")
-    rows = rows.rename(columns={"label": "class"})[["image", "class", "group", "part"]]
-    return rows, units[groups[0]] if groups else "", notes
+        if val := told.str.startswith("val").sum():
+            notes.append(f"{val} images of the split val are put to the training part")
+    return rows, units.get(group, ""), notes
 
 
-def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
-    """Image, class, group (the image) and part by the folders; a ValueError names the layout if it is another one."""
+def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
+    """The same by folders, without groups; a ValueError names the layout if it is another one, and says what to do."""
     paths = [image.split("/") for image in files]
     tops = {path[0] for path in paths if len(path) > 1}
     nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
-    depth, there = 0, ", ".join(sorted(tops)) or "none"
-    if {PARTS[top.lower()] for top in nested} == {"train", "test"}:
-        depth = 1
-    elif nested and all(top.lower() in PARTS for top in tops):
+    there, depth = (
+        ", ".join(sorted(tops)) or "none",
+        int({PARTS[top.lower()] for top in nested} == {"train", "test"}),
+    )
+    if nested and not depth and all(top.lower() in PARTS for top in tops):
         what = f"{base} has the parts {there}, and class folders in {', '.join(sorted(nested))} only"
         advice = "rename a part with class folders to test, or name one part for five folds of it"
         raise ValueError(f"{what}: {advice}, as in folder:{base / sorted(nested)[0]}")
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    folders = [path for path in base.glob("*/*" if depth else "*") if path.is_dir()]
+    folders = {path for path in base.glob("*/*" if depth else "*") if path.is_dir()}
     folders = {path.name for path in folders if not depth or path.parent.name in nested}
     empty = sorted(name for name in folders - {*sizes} if name[0] != "." and name != "__MACOSX")
-    if len(sizes) < 2 or empty or sizes.most_common(2)[1][1] < 5:
-        deep = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]
-        shared = os.path.commonprefix(deep)
-        inner = sorted({path[len(shared)] for path in deep if len(path) > len(shared)})
-        what = f"{base} needs folders of 2 or more classes with images; it has {there}"
-        if len(inner) > 1 and sizes.total() < len(deep) + 5:
-            what += f". It looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
-        elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
-            what += "; put images into class folders, or write labels.csv with the columns image and label"
-        elif empty:
-            what += f"; {', '.join(empty)} is empty: remove it"
-        if len(sizes) < 2 or empty or "too high" in what:
-            raise ValueError(what)
-    rows = [
-        ("/".join(path), path[depth], "/".join(path), PARTS.get(path[0].lower(), "") * depth) for path in used
-    ]
-    return pd.DataFrame(rows, columns=["image", "class", "group", "part"])
+    inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
+    shared = os.path.commonprefix(inside)
+    inner = sorted({path[len(shared)] for path in inside if len(path) > len(shared)})
+    what, told = f"{base} needs folders of 2 or more classes with images; it has {there}", ""
+    if len(inner) > 1 and len(used) < len(inside) + 5:
+        told = (
+            f"it looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
+        )
+    elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
+        told = "put images into class folders, or write labels.csv with the columns image and label"
+    elif empty:
+        told = f"{', '.join(empty)} is empty: remove it"
+    if told or len(sizes) < 2:
+        raise ValueError(f"{what}; {told}" if told else what)
+    rows = [(*["/".join(path)] * 2, path[depth], PARTS[path[0].lower()] if depth else "") for path in used]
+    return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
 
 
-def by_header(files: dict[str, Path], images: Iterable[str]) -> tuple[list[str], str, list[str]]:
-    """The PatientID of DICOM files as groups and "patient", or the images and ""; and notes."""
+def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
+    """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
     dicom = {image: path for image, path in files.items() if path.suffix.lower() not in SUFFIXES}
-    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
-    told, without = {image: of for image, of in told.items() if of}, []
+    told = {
+        image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items() if path.is_file()
+    }
+    told = {image: patient for image, patient in told.items() if patient}
     if len({*told.values()}) < 2:
-        notes = ["PatientID is the same in all DICOM files and says nothing"] * bool(told)
-        return [*images], "", notes
-    if without := sorted(files.keys() - told.keys()):
-        without = [f"{some(without, 'images')} have no PatientID; each counts as one of another patient"]
-    return [told.get(image, image) for image in images], "patient", without
+        return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
+    without = some(sorted(files.keys() - told.keys()), "images")
+    return told, [f"{without} have no PatientID; each counts as one of another patient"] * (
+        len(told) < len(files)
+    )
 
 
 @functools.cache
@@ -319,12 +307,10 @@ def patient_of(path: Path, _: int) -> str:
     """The PatientID in a DICOM file; empty if it has none or cannot be read."""
     from pydicom import dcmread
 
-    try:
-        return str(
-            dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID", "")
-        ).strip()
-    except Exception:  # Decoding says what is wrong with the file.
-        return ""
+    with contextlib.suppress(Exception):  # Decoding says what is wrong with the file.
+        header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID", "")).strip()
+    return ""
 
 
 def likely_patients(rows: pd.DataFrame) -> list[str]:
@@ -332,26 +318,22 @@ def likely_patients(rows: pd.DataFrame) -> list[str]:
     alike = {}
     for image, name in zip(rows["image"], rows["class"], strict=True):
         *folders, file = image.split("/")
-        inner = folders[folders.index(name) + 1 :] if name in folders else []
-        match = COUNTER.fullmatch(file.rpartition(".")[0] or file)
-        if inner or match:
-            alike.setdefault("/".join(inner) or match[1], []).append(image)
+        inner = "/".join(folders[folders.index(name) + 1 :]) if name in folders else ""
+        numbered = COUNTER.fullmatch(file.rpartition(".")[0])
+        if inner or numbered:
+            alike.setdefault(inner or numbered[1], []).append(image)
     several = [images for images in alike.values() if len(images) > 1]
-    if len(several) < 2:
-        return []
-    number, example = sum(map(len, several)), " and ".join(several[0][:2])
-    what = f"{number} images look like several of one patient, {len(several)} patients in all, as {example}"
-    return [f"{what}; if they are, say so in groups.csv (columns file,patient_id)"]
+    told = f"{sum(map(len, several))} images look like several of one patient, {len(several)} patients in all"
+    return [f"{told}, as {' and '.join(several[0][:2])}"] if len(several) > 1 else []
 
 
 def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path]) -> pd.Series:
     """Ids of images that a table names with or without sub-folder and extension; what fits no file stays as it is."""
-    short = {}
+    short, start = {}, f"{os.path.relpath(base, source.parent)}/"
     for image in files:
         folder, _, file = image.rpartition("/")
         for alias in {file, file.rpartition(".")[0], f"{folder}/{file.rpartition('.')[0]}"}:
             short.setdefault(alias, []).append(image)
-    start = f"{os.path.relpath(base, source.parent)}/"
     names = named.str.strip().str.replace("\\", "/").str.removeprefix("./").str.removeprefix(start)
     several = [name for name in names if name not in files and len(short.get(name, ())) > 1]
     if several:
