@@ -129,6 +129,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _grid(arguments: argparse.Namespace) -> None:
+    from deepknn_lib.datasets import distinct_splits
     from deepknn_lib.storage import whole_file
     from deepknn_lib.study import results, runs
     from deepknn_lib.study.experiments import execute_all
@@ -137,8 +138,11 @@ def _grid(arguments: argparse.Namespace) -> None:
     names, changes = [arguments.dataset] if own else _list(arguments.dataset), _changes(arguments)
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
     order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
-    what = (arguments.methods or runs.TABLE2, arguments.splits)
-    compared = [run for s, name in order for run in runs.grid(name, profile, *what, (s,), **changes)]
+    methods, splits = (
+        arguments.methods or runs.TABLE2,
+        {n: distinct_splits(n, arguments.splits) for n in names},
+    )
+    compared = [r for s, n in order for r in runs.grid(n, profile, methods, splits[n], (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
     asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
     done = execute_all(asked, arguments.device, arguments.jobs)
