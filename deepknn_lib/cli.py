@@ -138,10 +138,8 @@ def _grid(arguments: argparse.Namespace) -> None:
     names, changes = [arguments.dataset] if own else _list(arguments.dataset), _changes(arguments)
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
     order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
-    methods, splits = (
-        arguments.methods or runs.TABLE2,
-        {n: distinct_splits(n, arguments.splits) for n in names},
-    )
+    splits = {n: distinct_splits(n, arguments.splits) for n in names}
+    methods = arguments.methods or runs.TABLE2
     compared = [r for s, n in order for r in runs.grid(n, profile, methods, splits[n], (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
     asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]

@@ -135,20 +135,7 @@ def all_of(found, what):
     return np.concatenate([getattr(found.train, what), getattr(found.test, what)]).tolist()
 
 
-# what is done to two class folders of ten images; ids that are then there, and how many; what the warning says
-LAYOUTS = {
-    "plain": ({}, ["healthy/0.png"], 20, "no groups are given: images of one patient may be in training and test"),
-    "sub-folders": ({"healthy/[0-4].png": "healthy/ward 1/{}.png"}, ["healthy/ward 1/4.png"], 20, "no groups"),
-    "other endings": ({"ill/1.png": "ill/1.jfif", "ill/2.png": "ill/2.TGA"}, ["ill/1.jfif", "ill/2.TGA"], 20, "no groups"),
-    "stray": ({"ill/9.png": "cover.png", "ill/8.png": "ill/8.nii"}, ["ill/7.png"], 18,
-        r"1 files \(ill/8.nii\) are no images of a known kind .*1 images \(cover.png\) outside of the class folders"),
-    "hidden": ({"ill/9.png": "__MACOSX/ill/9.png", "ill/8.png": "ill/._8.png", "ill/7.png": "ill/note.txt"}, [], 17, "no"),
-    "counters": ({"*/[0-3].png": "{c}/0000{n}_00{n}.png", "*/4.png": "{c}/00000_007.png"}, [], 20,
-        r"10 images look like several of one patient, 4 patients in all, as healthy/00000_000.png and healthy/00000_007.png;.*columns file,patient_id"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("moves", "ids", "number", "said"), LAYOUTS.values(), ids=list(LAYOUTS))
+@pytest.mark.parametrize(("moves", "ids", "number", "said"), sets.REFUSED["is read"].values())
 def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number, said):
     root = class_folders(data / "x")
     for pattern, target in moves.items():
@@ -330,7 +317,7 @@ def test_an_archive_with_wrong_bytes_among_its_images_is_named_and_nothing_is_ke
     path.write_bytes(broken)
     said = "bloodmnist_64.npz: val's images cannot be read .*download medmnist:bloodmnist@64"
     refused(said, load_dataset, "medmnist:bloodmnist@64", "paper", 1, 24)
-    assert not [*(data / "cache").glob("*bloodmnist*")]
+    assert not [*(data / "cache").glob("*bloodmnist*.uint8")]
 
 
 def test_folds_are_stratified_and_quick_for_many_images(data, tmp_path, monkeypatch):

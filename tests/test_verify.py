@@ -110,7 +110,8 @@ CASES = {
     "few values": ({n: image // 8 + 96 for n, image in enumerate(TEN)}, {}, {}, {}, [
         r"warning range of values all values are from 10\d to 12\d of 0 to 255"]),
     "views of one group": ({1: jpeg(TEN[0]), 6: jpeg(TEN[5])}, {"groups": np.array([*"ggabcdefhi"])}, {}, VIEWS, [
-        "warning parts split grouped, fold 2: its test part has no images of a", r"note near duplicates i0 i1 similarity 0.\d\d, in one group$", f"{NEAR} i5 i6",
+        "warning parts split grouped, fold 2: its test part has no images of a",
+        r"note near duplicates i0 i1 similarity 0.\d\d, in one group$", f"{NEAR} i5 i6",
         f"note duplicates {ACROSS} paper 2 of 2", f"note duplicates {ACROSS} grouped 1 of 3",
         f"note groups {ACROSS} paper 1 of 2"]),
     "groups across": ({}, {"groups": np.array([*"gghhabcdef"])}, {}, BOTH, [

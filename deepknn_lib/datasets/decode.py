@@ -110,18 +110,19 @@ def _grey(image: Image.Image, data: bytes, top: int) -> Image.Image:
     low, high = greys.min(), greys.max()
     if image.mode == "F" or low < 0 or high > 65535 or tags.get(262) == 0:
         raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
-    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: the bits that mean something
-    bits, ends = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0], None
-    if 341 in tags:  # TIFF's smallest and largest value
-        ends = float(np.ravel(tags.get(340, 0))[0]), float(np.ravel(tags[341])[0])
+    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: how many bits mean something
+    bits, start, end = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0], 0, 0
+    if 341 in tags:  # TIFF's largest value, and its smallest
+        start, end = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (340, 341))
     elif bits < 16:
         # A PNG should hold few bits as the upper ones of 16. A program that did not know this leaves other bits set.
         lower = chunk < 0 or (high < 1 << bits and (greys % (1 << 16 - bits)).any())
-        ends = 0, (1 << bits) - 1 if lower else 65535
-    start, end = ends if ends and ends[0] < ends[1] else (0, top)
+        end = (1 << bits) - 1 if lower else 65535
+    told = start < end
+    start, end = (start, end) if told else (0, top)
     shares = np.clip((greys.astype(float) - start) / ((end - start) / 255), 0, 255)
     made = Image.fromarray(np.rint(shares).astype(np.uint8))
-    made.info = {} if ends else {"largest": int(high)}
+    made.info = {} if told else {"largest": int(high)}
     return made
 
 
@@ -167,8 +168,8 @@ def each(index, size: int, work: Callable, told: str, deep: dict[int, int]) -> I
             return row, f"{source} {error}"
 
     # Pillow decodes without Python's lock, so that threads help; a block at a time bounds the memory.
-    rows = itertools.count()
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(index), desc=told, disable=None) as bar:
+        rows = itertools.count()
         for block in index.blocks(size) if index.blocks else [index.files]:
             for start in range(0, len(block), BLOCK):
                 for result in pool.map(one, block[start : start + BLOCK], rows):
@@ -188,10 +189,10 @@ def white(deep: dict[int, int]) -> int:
 def decode(index, name: str, file_name: str, size: int, interpolation: str) -> np.ndarray:
     """All images of an `Index` squashed to squares, decoded once and then read from a copy on disk.
 
-    They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. It is
-    known by the files' paths, sizes and times of change, and ends with its checksum; a damaged one is set aside and made
-    again, with a warning. A ValueError tells of files that cannot be read (all are tried), an OSError of a full disk;
-    nothing half made remains.
+    They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. The copy is
+    known by the files' paths, sizes and times of change, and ends with its checksum. One that is damaged is set aside,
+    with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an OSError of a
+    full disk; nothing half made remains.
     """
     stats = ((path, path.stat()) for path in index.files if path.exists())
     key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns}" for path, at in stats))
@@ -207,9 +208,8 @@ def decode(index, name: str, file_name: str, size: int, interpolation: str) -> n
 
 
 def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> None:
-    """Decode all images into `path`; a copy that is there is replaced, and kept aside if it is damaged."""
-    # A copy without a checksum was made by an earlier version, and is no sign of damage.
-    if path.exists() and path.stat().st_size != math.prod(shape):
+    """Decode all images into `path`; a damaged copy that is there is kept aside."""
+    if path.exists() and path.stat().st_size != math.prod(shape):  # without a checksum: of an earlier version
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{path} was damaged: it is now {aside.name}, and made again", stacklevel=4)
     bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
@@ -234,13 +234,14 @@ def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> Non
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    """Whether a copy of `size` bytes is there, and its checksum after them is right."""
-    at = path.stat() if path.is_file() else None
-    return at is not None and at.st_size == size + CHECKSUM and _is_right(path, at.st_mtime_ns)
+    """Whether a copy of `size` bytes is there and ends with the right checksum."""
+    return path.is_file() and _is_right(path, size + CHECKSUM, path.stat().st_mtime_ns)
 
 
 @functools.cache
-def _is_right(path: Path, _: int) -> bool:
-    """Whether a file ends with the checksum of what is before; looked at once a process, in a second a gigabyte."""
-    content = np.memmap(path, np.uint8, "r")
-    return zlib.crc32(content[:-CHECKSUM]) == int.from_bytes(content[-CHECKSUM:].tobytes(), "little")
+def _is_right(path: Path, size: int, _: int) -> bool:
+    """Whether a file of `size` bytes ends with the checksum of the others; once a process, 2 GB in two seconds."""
+    content = (
+        np.memmap(path, np.uint8, "r") if path.stat().st_size == size else np.zeros(CHECKSUM + 1, np.uint8)
+    )
+    return zlib.crc32(content[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == content[-CHECKSUM:].tobytes()

@@ -30,9 +30,9 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient", …;
-    empty where no groups are given), `grouped` (whether several images share one) and `smallest`, the label of the class
-    with the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient" or
+    another; empty where no groups are given), `grouped` (whether several images share one) and `smallest`, the label of
+    the class with the fewest images in the whole set.
     """
 
     name: str
@@ -58,9 +58,9 @@ def load_dataset(
     split : {"paper", "grouped", "dermamnist-c", "official"}
         `paper`: five folds of images (for `skin7` the authors'), or the ready-made parts where a set has them.
         `grouped`: five folds of lesions or patients, so that no group is in both parts; for a folder without groups
-        the split `paper`. Of skin7 alone, with one fold:
-        `dermamnist-c`, the leak-free parts of Abhishek et al. (2025), whose validation images are in neither part; and
-        `official`, all 10,015 images for training and the test images of ISIC 2018 Task 3.
+        the split `paper`. Of skin7 alone, with one fold: `dermamnist-c`, the leak-free parts of Abhishek et al. (2025),
+        whose validation images are in neither part; and `official`, all 10,015 images for training and the test images
+        of ISIC 2018 Task 3.
     fold : int
         1..5, the fold to test on; the other four are for training. Ready-made parts are fold 1.
     image_size, interpolation : int and {"bilinear", "bicubic"}
@@ -90,10 +90,8 @@ def validation_part(data: Dataset) -> Dataset:
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
     part = replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
     if data.info["smallest"] not in part.test.labels:
-        smallest = data.class_names[data.info["smallest"]]
-        raise ValueError(
-            f"{data.name}: the validation part has no images of {smallest}; judge on the test part"
-        )
+        told = f"the validation part has no images of {data.class_names[data.info['smallest']]}"
+        raise ValueError(f"{data.name}: {told}; judge on the test part")
     return part
 
 
@@ -131,29 +129,28 @@ def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = ra
     `folds` holds by the name of a split the fold that tests on each row. What keeps a part from being judged is an
     "error" for the first of the folds that are `tested`, and a "warning" for the others.
     """
-    names = np.array(index.class_names)
+    names, found = np.array(index.class_names), [("warning", "left out", note) for note in index.notes]
     sizes = np.bincount(index.labels, minlength=len(names))
-    told = "images; five folds need 5 or more. Add images, or leave the class out"
-    small = np.flatnonzero(sizes < N_FOLDS)
-    found = [("error", "small classes", f"{names[c]} has {sizes[c]} {told}") for c in small]
-    found += [("warning", "left out", note) for note in index.notes]
+    for c in np.flatnonzero(sizes < N_FOLDS):
+        told = (
+            f"{names[c]} has {sizes[c]} images; five folds need 5 or more. Add images, or leave the class out"
+        )
+        found.append(("error", "small classes", told))
     if not index.unit:
         found.append(("warning" if index.files else "note", "no groups", NO_GROUPS))
     elif alone := [name for c, name in enumerate(names) if len({*index.groups[index.labels == c]}) == 1]:
-        told = f"all images of {', '.join(alone)} are of one {index.unit}: the class cannot be told from it"
+        told = f"all images of {', '.join(alone)} are of one {index.unit}, which no split can tell from the class"
         found.append(("warning", "parts", told))
     for split, of_image in folds.items():
-        for fold in [fold for fold in tested if fold == 1 or (of_image > 0).all()]:
-            where = f"split {split}, fold {fold}"
-            for part, rows in (
-                ("training", (of_image != fold) & (of_image >= 0)),
-                ("test", of_image == fold),
-            ):
-                lacks = np.flatnonzero(np.bincount(index.labels[rows], minlength=len(names)) == 0)
-                bad = len(lacks) == len(names) or part == "training" or sizes.argmin() in lacks
-                severity = "error" if bad and fold == tested[0] else "warning"
-                what = f"{where}: its {part} part has no images of {', '.join(names[lacks])}"
-                found += [(severity, "parts", what)] * bool(len(lacks))
+        for fold in tested if (of_image > 0).all() else tested[:1]:
+            rows = {"training": (of_image != fold) & (of_image >= 0), "test": of_image == fold}
+            for part, held in rows.items():
+                lacks = np.setdiff1d(np.arange(len(names)), index.labels[held])
+                bad = fold == tested[0] and (part == "training" or sizes.argmin() in lacks)
+                told = (
+                    f"split {split}, fold {fold}: its {part} part has no images of {', '.join(names[lacks])}"
+                )
+                found += [("error" if bad else "warning", "parts", told)] * bool(len(lacks))
     return found
 
 

@@ -14,16 +14,8 @@ from deepknn_lib.datasets.decode import each, white
 from deepknn_lib.datasets.readers import Index
 from deepknn_lib.storage import data_dir, whole_file
 
-CHECKS = [
-    "no groups",
-    "left out",
-    "parts",
-    "unreadable images",
-    "class counts",
-    "small classes",
-    "tiny images",
-]
-CHECKS += ["constant images", "range of values"]
+CHECKS = ["no groups", "left out", "parts", "unreadable images", "class counts", "small classes"]
+CHECKS += ["tiny images", "constant images", "range of values"]
 CHECKS += ["exact duplicates", "near duplicates", "duplicates across classes", "groups of several classes"]
 CHECKS += ["duplicates across the split", "groups across the split"]
 COLUMNS = ["severity", "check", "item", "other", "detail"]
@@ -71,10 +63,9 @@ def of_dataset(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     counts = pd.crosstab(rows["check"], rows["severity"]).reindex(index=order, fill_value=0)
     counts = counts.reindex(columns=["error", "warning", "note"], fill_value=0).add_suffix("s")
     first = {check: " ".join(filter(None, of)) for _, check, *of in rows[::-1].itertuples(index=False)}
-    empty = {
-        check: "not known: no groups are given" for check in order if "groups" in check and not index.unit
-    }
-    counts["the first"] = [first.get(check, empty.get(check, "nothing found")) for check in order]
+    unknown = "not known: no groups are given"
+    blank = ["nothing found" if index.unit or "groups" not in check else unknown for check in order]
+    counts["the first"] = [first.get(check, none) for check, none in zip(order, blank, strict=True)]
     return rows, counts.rename_axis("check").rename_axis(None, axis=1).reset_index()
 
 
@@ -156,7 +147,7 @@ def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float, bool]]:
     What is compared is fine texture, each pixel's difference from its neighbours divided by how much these differ: by
     grey levels alone all chest X-rays are alike, and so are all brown spots in the middle of pink skin. The thumbnails
     are uint8 (N, THUMBNAIL, THUMBNAIL); all pairs of them are compared, one of each in all eight orientations. What is
-    not seen: copies shifted or cut by more than about 3 % of the side, and turned by other angles.
+    not seen: copies shifted or cut by more than about 1 % of the side, and turned by other angles.
     """
     grey, pairs = torch.from_numpy(thumbnails.astype(np.float32))[:, None], []
     fine = grey[..., 1:-1, 1:-1] - avg_pool2d(grey, 3, 1)  # Traces of a padding would be alike in all images.
