@@ -193,9 +193,13 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def save_rows(table: pd.DataFrame, name: str) -> None:
-    """Write `tables/<name>.csv`: rows to work with; text that a spreadsheet would run as a formula gets a quote."""
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a quote before every text that a spreadsheet would run as a formula."""
     formula = re.compile(r"[=@]|[+-](?![\d.])")
-    table = table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
+    return table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
+
+
+def save_rows(table: pd.DataFrame, name: str) -> None:
+    """Write `tables/<name>.csv`: rows to work with, `without_formulas`."""
     with whole_file(figures_dir() / "tables" / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+        without_formulas(table).to_csv(temporary, index=False, float_format="%.6g")
