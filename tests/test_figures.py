@@ -21,6 +21,16 @@ def closed():
     plt.close("all")
 
 
+def test_features_in_one_point_are_told_from_a_spread_whatever_their_scale():
+    rng = np.random.default_rng(0)
+    for scale in (1e-3, 1.0, 1e3):
+        point = scale * rng.normal(size=8).astype(np.float32) + np.zeros((60, 1), np.float32)
+        jitter = 1e-6 * scale * rng.normal(size=(60, 8))
+        few = np.where(np.arange(60)[:, None] < 20, rng.normal(size=(60, 8)) * scale, point)
+        assert all(map(figures.in_one_point, (point, point + jitter, few, 0 * point)))
+        assert not any(map(figures.in_one_point, (point + 1e3 * jitter, few[::-1][40:] + point[:20])))
+
+
 def test_every_method_has_a_colour_of_its_own_that_is_told_apart_from_those_beside_it():
     assert set(figures.COLORS) == set(METHODS) and len(set(figures.COLORS.values())) == len(METHODS)
     for together in ((*TABLE2, "triplet-ft", "deep-knn-global"), TABLE3):
