@@ -16,6 +16,7 @@ import pandas as pd
 import PIL.Image
 import torch
 from IPython.display import Image, Markdown, display
+from PIL.PngImagePlugin import PngInfo
 
 from deepknn_lib.datasets.load import index_of
 from deepknn_lib.storage import figures_dir, repository, whole_file
@@ -69,14 +70,19 @@ def reworded(text: str, dataset: str) -> str:
     What stands between backticks is kept, and so is a paragraph that speaks of Skin-7.
     """
     group, parts = group_of(dataset), []
-    words = {"by lesion": "in other folds" if group == "image" else f"by {group}", "lesion": group}
-    words |= {"**By lesion": f"**{words['by lesion'].capitalize()}", "Lesion": group.capitalize()}
+    other, article = ("in other folds", "n") if group == "image" else (f"by {group}", "")
+    words = {
+        "by lesion": other,
+        "**By lesion": f"**{other.capitalize()}",
+        " a lesion": f" a{article} {group}",
+    }
+    words |= {"lesion": group, "Lesion": group.capitalize()}
     for part in re.split(
         r"(\n\n|`[^`\n]*`)", text.replace(dataset, Path(dataset).name) if ":" in dataset else text
     ):
         if "Skin-7" not in part and not part.startswith("`"):
-            for word, other in words.items():
-                part = part.replace(word, other)
+            for word, own in words.items():
+                part = part.replace(word, own)
         parts.append(part)
     return "".join(parts)
 
@@ -98,25 +104,29 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     title, caption, alt = (reworded(text, _asked["dataset"]) for text in (title, caption, alt))
     for text in figure.findobj(plt.Text):
         text.set_text(reworded(text.get_text(), _asked["dataset"]))
-    path, small = figures_dir() / f"{name}.png", io.BytesIO()
-    with whole_file(path) as target:
-        about = {"Title": title, "Description": caption, "Comment": alt, "Software": None}
-        figure.savefig(target, metadata=about)
+    path, drawn, small, about = figures_dir() / f"{name}.png", io.BytesIO(), io.BytesIO(), PngInfo()
+    for key, words in {"Title": title, "Description": caption, "Comment": alt}.items():
+        about.add_text(key, words)
+    figure.savefig(drawn)
+    with PIL.Image.open(drawn) as image, whole_file(path) as target:  # 256 colours take a third of the room
+        image.convert("RGB").quantize(256).save(target, pnginfo=about)
+        image.convert("RGB").reduce(2).quantize(256).save(small, "png")  # a page wants half the size
     with whole_file(path.with_suffix(".pdf")) as target:
         figure.savefig(target, metadata={"Title": title, "Subject": caption, "CreationDate": None})
-    with PIL.Image.open(path) as image:  # On a page, half the size and 256 colours are enough.
-        image.convert("RGB").reduce(2).quantize(256).save(small, "png")
     display(Image(small.getvalue(), alt=alt))
     show_text(f"**{title}.** {caption}")
 
 
-def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of: str = "") -> None:
-    """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read), and show the Markdown; `of`: as above."""
+def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", folder="tables") -> None:
+    """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read), and show the Markdown; `of`: as above.
+
+    In the `folder` `machine`, which git ignores, are tables of this machine and its seconds.
+    """
     if _own(of):
         return show_text(f"*Left out, for it shows {of}: {caption}.*")
     text = f"**{caption}**\n\n{results.markdown(table if shown is None else shown)}\n"
-    results.save_rows(table, name)
-    with whole_file(figures_dir() / "tables" / f"{name}.md") as target:
+    results.save_rows(table, name, folder)
+    with whole_file(figures_dir() / folder / f"{name}.md") as target:
         target.write_text(reworded(text, _asked["dataset"]), encoding="utf-8")
     show_text(text)
 
