@@ -1,4 +1,4 @@
-"""The command line: `python -m deepknn_lib notebooks | datasets | download | verify | run | grid`."""
+"""The command line: `python -m deepknn_lib notebooks | datasets | download | verify | run | grid | predict`."""
 
 import argparse
 import json
@@ -45,6 +45,20 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
     grid.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write the class given to each test image"
+    )
+    predict = command(
+        "predict", _predict, "classify new images with a finished run, and show their neighbours"
+    )
+    predict.add_argument(
+        "--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote"
+    )
+    predict.add_argument("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder")
+    predict.add_argument(
+        "--k-predict", type=int, metavar="K", help="K_p (default: the run's; 0: the softmax)"
+    )
+    predict.add_argument("--out", type=Path, metavar="FILE", help="the table as CSV, in place of printing it")
+    predict.add_argument(
+        "--figure", type=Path, metavar="FILE", help="a picture with the neighbours (.png, .pdf)"
     )
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
@@ -153,3 +167,9 @@ def _grid(arguments: argparse.Namespace) -> None:
     for name in names:
         mine = results.summary(result for result in done[: len(compared)] if result.run.dataset == name)
         print(results.markdown(results.readable(mine)))
+
+
+def _predict(asked: argparse.Namespace) -> int:
+    from deepknn_lib.study import predict
+
+    return predict.report(asked.folder, asked.images, asked.k_predict, asked.out, asked.figure)

@@ -4,16 +4,19 @@ Each learns a space from the training vectors X (N, D) and their labels y (N,), 
 vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 """
 
+import contextlib
 import warnings
 from dataclasses import dataclass, fields, make_dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NeighborhoodComponentsAnalysis
-from sklearn.utils import resample
+from sklearn.utils import check_random_state, resample
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -25,6 +28,8 @@ from deepknn_lib.training import TrainingConfig, fit
 
 # Class attributes become the keyword parameters of __init__, as scikit-learn asks.
 _KEYWORDS = {"eq": False, "repr": False, "kw_only": True}
+_COUNT = [Interval(Integral, 1, None, closed="left")]
+FEW = 100_000  # numbers in X; with fewer, several threads of torch wait for one another longer than they work
 
 
 def from_run(run) -> "KNNClassifier":
@@ -36,15 +41,26 @@ def from_run(run) -> "KNNClassifier":
     return estimator.set_params(**{n: settings[n] for n in estimator.get_params() if n in settings})
 
 
+@contextlib.contextmanager
+def _threads_for(inputs: Tensor):
+    """One thread of torch where the inputs are `FEW`; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if inputs.numel() < FEW else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(**_KEYWORDS)
-class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
+class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """kNN-basic: the vote of the `n_neighbors` (the paper's K_p) nearest training rows, in the space of X itself.
 
     The other methods inherit from it. They learn their space with random numbers that come from `random_state`.
     """
 
     n_neighbors: int = 5
-    _least = 1
+    _parameter_constraints = {"n_neighbors": _COUNT}
 
     def fit(self, X, y, on_epoch=None):
         """Learn the space: ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
@@ -52,28 +68,62 @@ class KNNClassifier(ClassifierMixin, TransformerMixin, BaseEstimator):
         `history_` then holds the rows of `training.fit`, each given to `on_epoch` too, and `state_` what was learnt:
         nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
+        self._validate_params()
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only, {self.classes_[0]}; at least two are needed")
-        if not self._least <= self.n_neighbors <= len(X):
-            raise ValueError(f"n_neighbors must lie in {self._least}..{len(X)}, got {self.n_neighbors!r}")
+        if self.n_neighbors > len(X):
+            raise ValueError(
+                f"n_neighbors is {self.n_neighbors}, and X has {len(X)} rows; give fewer neighbours"
+            )
         inputs, self._labels, self.history_ = torch.from_numpy(X), torch.from_numpy(codes), []
-        self.state_ = self._learn(inputs, self._labels, on_epoch)
-        self._gallery = self._embed(inputs)
+        with _threads_for(inputs):
+            self.state_ = self._learn(inputs, self._labels, on_epoch)
+            self._gallery = self._embed(inputs)
+        self._n_features_out = self._gallery.shape[1]
         return self
 
     def transform(self, X) -> np.ndarray:
         """The learnt space: float32 (N, D')."""
+        return self._queries(X).numpy()
+
+    def kneighbors(self, X=None, n_neighbors=None, return_distance=True):
+        """Distances to the nearest training rows and their indices, nearest first: (N, n_neighbors) each.
+
+        Without X they are those of the training rows, of which none is its own neighbour.
+        """
         check_is_fitted(self)
-        return self._embed(torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))).numpy()
+        queries = self._gallery if X is None else self._queries(X)
+        k = self.n_neighbors if n_neighbors is None else n_neighbors
+        with _threads_for(queries):
+            found = nearest_neighbors(queries, self._gallery, int(k), exclude_self=X is None)
+        return tuple(part.numpy() for part in found) if return_distance else found[1].numpy()
 
     def predict(self, X) -> np.ndarray:
-        """The class that most of the K_p nearest training rows have: (N,)."""
-        queries = torch.from_numpy(self.transform(X))
-        distances, indices = nearest_neighbors(queries, self._gallery, self.n_neighbors)
-        return self.classes_[majority_vote(self._labels[indices], distances, len(self.classes_)).numpy()]
+        """The class that most of the K_p nearest training rows have: (N,); of tied classes that of the nearest row."""
+        best = self.predict_proba(X).argmax(1)
+        return self.classes_[best]
+
+    def predict_proba(self, X) -> np.ndarray:
+        """The share of the votes that each class has, in the order of `classes_`: (N, C).
+
+        The class that `predict` gives has a millionth of a vote more, so that it is the largest also where two tie.
+        """
+        check_is_fitted(self)
+        distances, indices = map(torch.from_numpy, self.kneighbors(X))
+        labels, n_classes = self._labels[indices], len(self.classes_)
+        votes = torch.nn.functional.one_hot(labels, n_classes).sum(1).double()
+        winners = majority_vote(labels, distances, n_classes)[:, None]
+        votes.scatter_add_(1, winners, votes.new_full(winners.shape, 1e-6))
+        return (votes / votes.sum(1, keepdim=True)).numpy()
+
+    def _queries(self, X) -> Tensor:
+        check_is_fitted(self)
+        inputs = torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))
+        with _threads_for(inputs):
+            return self._embed(inputs)
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
         return {}
@@ -99,7 +149,10 @@ class NCAClassifier(KNNClassifier):
     max_samples: int | None = 3000
     max_iter: int = 200
     tol: float = 1e-5
-    random_state: int = 0
+    random_state: int | None = 0
+    _parameter_constraints = {"n_neighbors": _COUNT, "max_iter": _COUNT, "random_state": ["random_state"]}
+    _parameter_constraints |= {"n_components": [*_COUNT, None], "max_samples": [*_COUNT, None]}
+    _parameter_constraints |= {"tol": [Interval(Real, 0, None, closed="left")]}
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
         size = min(self.n_components or inputs.shape[1], *inputs.shape)
@@ -155,11 +208,11 @@ class LMNNClassifier(NCAClassifier):
     tol: float = 1e-4
     k: int = 5
     mu: float = 0.5
+    _own = {"k": _COUNT, "mu": [Interval(Real, 0, 1, closed="neither")]}
+    _parameter_constraints = NCAClassifier._parameter_constraints | _own
 
     def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        if self.k < 1 or not 0 < self.mu < 1:
-            raise ValueError(f"LMNN needs k of at least 1 and 0 < mu < 1, got k={self.k!r}, mu={self.mu!r}")
-        near = whole_set_neighbors(inputs, labels, self.k, 1)
+        near = whole_set_neighbors(inputs, labels, int(self.k), 1)
         linear = torch.eye(inputs.shape[1], requires_grad=True)
         limits = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter, "tolerance_change": self.tol}
         optimizer = torch.optim.LBFGS([linear], tolerance_grad=0, line_search_fn="strong_wolfe", **limits)
@@ -180,6 +233,8 @@ class LMNNClassifier(NCAClassifier):
 
 # The loss is that of the class, and the seed is `random_state`.
 _settings = [(f.name, f.type, f.default) for f in fields(TrainingConfig) if f.name not in ("loss", "seed")]
+# What their values have to be for `TrainingConfig` to look at them.
+_KINDS = {int: [Integral], int | None: [Integral, None], float: [Real], bool: ["boolean"], str: [str]}
 _Settings = make_dataclass("_Settings", _settings, **_KEYWORDS)
 
 
@@ -191,20 +246,27 @@ class DeepKNNClassifier(KNNClassifier, _Settings):
     epochs: int = 30
     lr: float = 0.1
     lr_decay_every: int = 10
-    random_state: int = 0
+    random_state: int | None = 0
     _loss = "deep-knn"
+    _parameter_constraints = {name: _KINDS[kind] for name, kind, _ in _settings}
+    _parameter_constraints |= {"n_neighbors": _COUNT, "normalize": [str], "random_state": ["random_state"]}
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
         settings = {name: getattr(self, name) for name, *_ in _settings}
-        config = TrainingConfig(**settings, loss=self._loss, seed=self.random_state)
+        settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()}
+        own = isinstance(self.random_state, Integral)
+        seed = int(self.random_state) if own else check_random_state(self.random_state).randint(2**31)
+        config = TrainingConfig(**settings, loss=self._loss, seed=seed)
         n_classes = len(self.classes_) if self._loss == "weighted-ce" else None
         options = {"n_inputs": inputs.shape[1], "n_classes": n_classes, "normalize": self.normalize}
-        self.network_ = build_network("mlp", **options, seed=self.random_state)
+        self.network_ = build_network("mlp", **options, seed=seed)
         self.history_ = fit(self.network_, inputs, labels, config, on_epoch=on_epoch)
         return self.network_.state_dict()
 
     def _embed(self, inputs: Tensor) -> Tensor:
-        return extract_features(self.network_, inputs)
+        # A product of a few rows is summed in another order than one of many; a row's features shall not depend on it.
+        padded = torch.nn.functional.pad(inputs, (0, 0, 0, max(32 - len(inputs), 0)))
+        return extract_features(self.network_, padded)[: len(inputs)]
 
 
 class TripletClassifier(DeepKNNClassifier):
@@ -220,20 +282,21 @@ class CrossEntropyClassifier(DeepKNNClassifier):
     normalize: str = "none"
     sampling: str = "random"
     lr: float = 0.01
-    _loss, _least = "weighted-ce", 0
+    _loss = "weighted-ce"
+    _own = {"n_neighbors": [Interval(Integral, 0, None, closed="left")]}
+    _parameter_constraints = DeepKNNClassifier._parameter_constraints | _own
 
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:
         """What the softmax gets, in the order of `classes_`: float32 (N, C), also for two classes."""
-        features = torch.from_numpy(self.transform(X))
+        features = self._queries(X)
         return self.network_.classifier(features).numpy()
 
-    def predict(self, X) -> np.ndarray:
-        """The class of the vote, or of the largest logit with `n_neighbors=0`: (N,)."""
+    def predict_proba(self, X) -> np.ndarray:
+        """The share of the votes, or the softmax with `n_neighbors=0`: (N, C)."""
         if self.n_neighbors:
-            return super().predict(X)
-        largest = self.logits(X).argmax(1)
-        return self.classes_[largest]
+            return super().predict_proba(X)
+        return torch.from_numpy(self.logits(X)).double().softmax(1).numpy()
 
 
 ESTIMATORS = {

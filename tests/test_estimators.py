@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import cross_val_score, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -36,7 +37,11 @@ def drowned():
     return vectors[:250], names[:250], vectors[250:], names[250:]
 
 
-@parametrize_with_checks([quick(name) for name in ESTIMATORS] + [quick("mlp-ce", n_neighbors=0)])
+# With default parameters where they are quick; those of the MLPs take half a minute each.
+DEFAULTS = [ESTIMATORS[name]() for name in ("knn", "nca", "lmnn")]
+
+
+@parametrize_with_checks([*DEFAULTS, *map(quick, MLPS), quick("mlp-ce", n_neighbors=0)])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -85,17 +90,73 @@ def test_from_run_takes_the_settings_of_the_run():
 
 
 @pytest.mark.parametrize("name, changes, told", [
-    ("knn", {"n_neighbors": 0}, "n_neighbors must lie in 1..30, got 0"),
-    ("knn", {"n_neighbors": 31}, "n_neighbors must lie in 1..30, got 31"),
-    ("nca", {"n_components": -1}, "n_components"),
-    ("lmnn", {"max_samples": -1}, "n_samples"),
-    ("lmnn", {"mu": 1.0}, "0 < mu < 1"),
-    ("lmnn", {"k": 0}, "k of at least 1"),
+    ("knn", {"n_neighbors": 0}, "'n_neighbors' parameter of KNNClassifier must be an int in the range .1, inf"),
+    ("knn", {"n_neighbors": 31}, "n_neighbors is 31, and X has 30 rows"),
+    ("knn", {"n_neighbors": 2.5}, "'n_neighbors'"),
+    ("mlp-ce", {"n_neighbors": -1}, "'n_neighbors' .* .0, inf"),
+    ("nca", {"n_components": -1}, "'n_components'"),
+    ("nca", {"tol": -1.0}, "'tol'"),
+    ("nca", {"random_state": "x"}, "'random_state'"),
+    ("lmnn", {"max_samples": -1}, "'max_samples'"),
+    ("lmnn", {"mu": 1.0}, "'mu'"),
+    ("lmnn", {"k": 0}, "'k'"),
     ("mlp-deep-knn", {"normalize": "yes"}, "unknown normalize"),
+    ("mlp-deep-knn", {"epochs": "many"}, "'epochs'"),
+    ("mlp-deep-knn", {"epochs": 0}, "epochs must be at least 1"),
+    ("mlp-triplet", {"soft": 3}, "'soft'"),
 ])  # fmt: skip
 def test_errors_say_what_is_wrong(name, changes, told):
     with pytest.raises(ValueError, match=told):
         quick(name, **changes).fit(np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3)
+
+
+def test_shares_neighbours_and_names_are_those_of_scikit_learns_own_vote(drowned):
+    vectors, names, others, truth = drowned
+    learnt, rival = (
+        kind(n_neighbors=5).fit(vectors, names) for kind in (ESTIMATORS["knn"], KNeighborsClassifier)
+    )
+    shares = learnt.predict_proba(others)
+    assert np.allclose(shares, rival.predict_proba(others), atol=1e-6)
+    assert np.array_equal(learnt.classes_[shares.argmax(1)], learnt.predict(others))
+    for asked in ({"X": others}, {}, {"X": others, "n_neighbors": 3}):
+        for ours, theirs in zip(learnt.kneighbors(**asked), rival.kneighbors(**asked), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert learnt.kneighbors(others, return_distance=False).shape == (150, 5)
+    frame = learnt.set_output(transform="pandas").transform(others)
+    assert [*frame.columns] == [*learnt.get_feature_names_out()] and frame.shape == (150, 32)
+    assert learnt.predict(others).shape == (150,)  # also where `transform` gives a table
+    tie = ESTIMATORS["knn"](n_neighbors=2).fit([[0.0], [3.0]], ["b", "a"])
+    assert tie.predict([[1.0]]) == "b" and tie.predict_proba([[1.0]]) == pytest.approx(np.array([[0.5, 0.5]]))
+
+
+def test_estimators_work_inside_scikit_learns_tools(drowned):
+    vectors, names, *_ = drowned
+    one_vs_rest = {"cv": 3, "scoring": "roc_auc_ovr", "error_score": "raise"}
+    for name in ESTIMATORS:
+        assert np.isfinite(cross_val_score(quick(name), vectors, names, **one_vs_rest)).all()
+    calibrated = CalibratedClassifierCV(quick("mlp-ce", n_neighbors=0), cv=2).fit(vectors, names == "nevus")
+    assert calibrated.predict_proba(vectors).shape == (250, 2)
+    numbers = {"k": np.int64(3), "n_neighbors": np.int32(3), "epochs": np.int64(1), "lr": np.float32(0.1)}
+    plain = {name: value.item() for name, value in numbers.items()}
+    for random_state in (np.int64(4), np.random.RandomState(0), None):
+        made = quick("mlp-deep-knn", **numbers | {"random_state": random_state}).fit(vectors, names)
+        same = quick("mlp-deep-knn", **plain | {"random_state": 4}).fit(vectors, names)
+        assert np.array_equal(made.transform(vectors), same.transform(vectors)) == (random_state == 4)
+    quick("lmnn", k=np.int64(2), n_neighbors=np.int64(2), random_state=None).fit(vectors, names)
+
+
+def test_few_rows_take_one_thread_and_give_the_others_back(drowned, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    told = {"on_epoch": lambda _: seen.append(torch.get_num_threads())}
+    quick("mlp-deep-knn").fit(*drowned[:2], **told)
+    with pytest.raises(ValueError, match="unknown normalize"):
+        quick("mlp-deep-knn", normalize="x").fit(*drowned[:2])
+    after = torch.get_num_threads()
+    monkeypatch.setattr("deepknn_lib.estimators.FEW", 10)
+    quick("mlp-deep-knn").fit(*drowned[:2], **told)
+    torch.set_num_threads(before)
+    assert (seen, after) == ([1, 1, 2, 2], 2)
 
 
 def test_one_class_is_an_error_and_an_early_stop_a_warning(drowned):

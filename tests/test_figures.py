@@ -21,6 +21,16 @@ def closed():
     plt.close("all")
 
 
+def test_features_in_one_point_are_told_from_a_spread_whatever_their_scale():
+    rng = np.random.default_rng(0)
+    for scale in (1e-3, 1.0, 1e3):
+        point = scale * rng.normal(size=8).astype(np.float32) + np.zeros((60, 1), np.float32)
+        jitter = 1e-6 * scale * rng.normal(size=(60, 8))
+        few = np.where(np.arange(60)[:, None] < 20, rng.normal(size=(60, 8)) * scale, point)
+        assert all(map(figures.in_one_point, (point, point + jitter, few, 0 * point)))
+        assert not any(map(figures.in_one_point, (point + 1e3 * jitter, few[::-1][40:] + point[:20])))
+
+
 def test_every_method_has_a_colour_of_its_own_that_is_told_apart_from_those_beside_it():
     assert set(figures.COLORS) == set(METHODS) and len(set(figures.COLORS.values())) == len(METHODS)
     for together in ((*TABLE2, "triplet-ft", "deep-knn-global"), TABLE3):
@@ -80,6 +90,62 @@ def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(monkeypatch
     written = (figures_dir() / "tables" / "t.md").read_text(encoding="utf-8")
     assert written == "**A table**\n\n| n |\n| ---: |\n| 1 |\n"
     assert [item.data for item in shown[1:]] == ["**Title.** Caption.", written]
+    with Image.open(figures_dir() / "f.png") as image:
+        assert image.mode == "P"  # a third of the room that true colours take
+    notebook.show_table(pd.DataFrame({"n": [1], "seconds": [0.5]}), "t", "A table")
+    notebook.show_table(pd.DataFrame({"n": [1]}), "u", "This machine", folder="machine")
+    files = {
+        path.relative_to(figures_dir()).as_posix(): path.read_text() for path in figures_dir().rglob("*.csv")
+    }
+    assert files == {
+        "tables/t.csv": "n\n1\n",
+        "machine/t.csv": "n,seconds\n1,0.5\n",
+        "machine/u.csv": "n\n1\n",
+    }
+
+
+@pytest.mark.parametrize(
+    "grouped, split, word", [(0, "in other folds", "image"), (1, "by patient", "patient")]
+)
+def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(
+    monkeypatch, tmp_path, grouped, split, word
+):
+    shown, rows = [], ["file,patient_id"]
+    for number in range(12):
+        file = tmp_path / "My set" / ("ill", "well")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        rows.append(f"{file.parent.name}/{file.name},P{number // 4}")
+    if grouped:
+        (tmp_path / "My set" / "groups.csv").write_text("\n".join(rows))
+    monkeypatch.setattr(notebook, "_asked", {})
+    monkeypatch.setattr(
+        notebook, "display", lambda item: shown.append(getattr(item, "alt", None) or item.data)
+    )
+    session = notebook.start("smoke", f"folder:{tmp_path / 'My set'}", device="cpu")
+    figure, axis = plt.subplots()
+    axis.set_title("split by lesion")
+    notebook.show_figure(
+        figure, "f", f"UMAP of {session.dataset}", "Whole lesions, `lesions`.", "Not a lesion."
+    )
+    notebook.show_figure(plt.figure(), "g", "Title", "Caption", "Alt", of="Skin-7")
+    notebook.show_table(pd.DataFrame(), "g", "Title", of="Skin-7")
+    for profile, of in (("smoke", "Skin-7"), ("demo", "Skin-7"), ("demo", "")):
+        notebook._asked["profile"] = profile
+        notebook.answer("It is 3.", of=of)
+    assert session.own and axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
+    alt = f"Not a{'' if grouped else 'n'} {word}."
+    told = [f"> **{notebook.SMOKE}**", alt, f"**UMAP of My set.** Whole {word}s, `lesions`."]
+    told += ["*Left out, for it shows Skin-7: Title.*"] * 2 + [
+        "> No answer: one epoch of training is no result."
+    ]
+    assert shown[:6] == told and "for Skin-7 only" in shown[6] and shown[7:] == ["> It is 3."]
+    prose = "Skin-7 has lesions.\n\n**By lesion** is another."
+    assert (
+        notebook.reworded(prose, session.dataset)
+        == f"Skin-7 has lesions.\n\n**{split.capitalize()}** is another."
+    )
+    assert notebook.reworded(prose, "lesions") == prose
 
 
 def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):

@@ -202,14 +202,19 @@ def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str
     report(event="run", status="trained", label=run.label)
 
 
+def network_of(run: Run, n_classes: int, weights: str) -> Network:
+    """The network of a run on images, before its training, from these weights."""
+    n_classes = n_classes if METHODS[run.method].loss == "weighted-ce" else None
+    options = {"n_classes": n_classes, "normalize": run.normalize, "seed": run.seed}
+    return build_network(run.backbone, weights=weights, **options)
+
+
 def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.device) -> tuple:
     """Features of both parts, history, the network's tensors, and what is known of the data."""
     from safetensors.torch import load_file
 
     data, loss = parts(run), METHODS[run.method].loss
-    n_classes = len(data.class_names) if loss == "weighted-ce" else None
-    options = {"n_classes": n_classes, "normalize": run.normalize, "seed": run.seed}
-    network = build_network(run.backbone, weights="none" if base else run.weights, **options).to(where)
+    network = network_of(run, len(data.class_names), "none" if base else run.weights).to(where)
     if base:  # its backbone; the classifier is dropped, as the paper does for deep kNN*
         own = {n: t for n, t in load_file(base / "model.safetensors").items() if n.startswith("backbone.")}
         network.load_state_dict(network.state_dict() | own)

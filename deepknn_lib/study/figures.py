@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -22,6 +23,16 @@ _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of act
 def use_style() -> None:
     """Set the one style of every figure."""
     sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans", rc=_STYLE["rc"])
+
+
+def in_one_point(features: np.ndarray) -> bool:
+    """Whether most images have the same features (N, D), as far as float32 can tell: there is nothing to map then.
+
+    UMAP would show classes that are not there, since it takes equal neighbours in the order of the rows, and t-SNE
+    would end the process.
+    """
+    off = np.abs(features - np.median(features, axis=0)).max(axis=1)
+    return bool(np.median(off) <= 1e-4 * np.abs(features).max())
 
 
 def comparison(table: pd.DataFrame) -> plt.Figure:

@@ -3,9 +3,12 @@
 import io
 import os
 import random
+import re
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,14 +16,18 @@ import pandas as pd
 import PIL.Image
 import torch
 from IPython.display import Image, Markdown, display
+from PIL.PngImagePlugin import PngInfo
 
+from deepknn_lib.datasets.load import index_of
 from deepknn_lib.storage import figures_dir, repository, whole_file
 from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
 # What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to.
-Session = namedtuple("Session", "profile dataset seeds device figures")
+Session = namedtuple("Session", "profile dataset seeds device figures own")
+_asked = {"profile": "demo", "dataset": "lesions"}  # of the notebook that runs; `start` fills it in
+SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
 
 
 def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: str = "auto") -> Session:
@@ -38,45 +45,105 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     np.random.seed(0)
     torch.manual_seed(0)
     where = pick_device(device).type
+    _asked.update(profile=profile, dataset=dataset)
     print(f"profile {profile}, data set {dataset}, seeds {', '.join(map(str, chosen))}, device {where}")
     print(versions())
-    return Session(profile, dataset, chosen, where, figures_dir())
+    if profile == "smoke":
+        show_text(f"> **{SMOKE}**")
+    return Session(profile, dataset, chosen, where, figures_dir(), _own())
 
 
-def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: str) -> None:
+@cache
+def group_of(dataset: str) -> str:
+    """What several images of a set share: a `lesion` or a `patient`; `image` where no groups are known."""
+    if dataset in ("lesions", "skin7"):
+        return "lesion"
+    try:
+        return "patient" if index_of(dataset).is_grouped else "image"
+    except (ValueError, OSError):  # the notebook says what is wrong when it loads the set
+        return "image"
+
+
+def reworded(text: str, dataset: str) -> str:
+    """A text of the notebooks, which say lesion, in the words of a set; and a folder's name in place of its path.
+
+    What stands between backticks is kept, and so is a paragraph that speaks of Skin-7.
+    """
+    group, parts = group_of(dataset), []
+    other, article = ("in other folds", "n") if group == "image" else (f"by {group}", "")
+    words = {
+        "by lesion": other,
+        "**By lesion": f"**{other.capitalize()}",
+        " a lesion": f" a{article} {group}",
+    }
+    words |= {"lesion": group, "Lesion": group.capitalize()}
+    for part in re.split(
+        r"(\n\n|`[^`\n]*`)", text.replace(dataset, Path(dataset).name) if ":" in dataset else text
+    ):
+        if "Skin-7" not in part and not part.startswith("`"):
+            for word, own in words.items():
+                part = part.replace(word, own)
+        parts.append(part)
+    return "".join(parts)
+
+
+def _own(of: str = "another set") -> bool:
+    """Whether the report is on a set of the reader's own, and what shows `of` has no place in it."""
+    return bool(of) and _asked["dataset"].startswith("folder:")
+
+
+def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: str, of: str = "") -> None:
     """Write `<name>.png` and `.pdf` to the figures folder, close the figure, and show it with its caption.
 
-    Title, caption and `alt` (what the figure shows, for those who cannot see it) are kept inside the PNG.
+    Title, caption and `alt` (what the figure shows, for those who cannot see it) are kept inside the PNG. `of` names
+    the set that it shows where that is not the notebook's: a report on a set of one's own leaves it out.
     """
-    path, small = figures_dir() / f"{name}.png", io.BytesIO()
-    with whole_file(path) as target:
-        about = {"Title": title, "Description": caption, "Comment": alt, "Software": None}
-        figure.savefig(target, metadata=about)
+    plt.close(figure)
+    if _own(of):
+        return show_text(f"*Left out, for it shows {of}: {title}.*")
+    title, caption, alt = (reworded(text, _asked["dataset"]) for text in (title, caption, alt))
+    for text in figure.findobj(plt.Text):
+        text.set_text(reworded(text.get_text(), _asked["dataset"]))
+    path, drawn, small, about = figures_dir() / f"{name}.png", io.BytesIO(), io.BytesIO(), PngInfo()
+    for key, words in {"Title": title, "Description": caption, "Comment": alt}.items():
+        about.add_text(key, words)
+    figure.savefig(drawn)
+    with PIL.Image.open(drawn) as image, whole_file(path) as target:  # 256 colours take a third of the room
+        image.convert("RGB").quantize(256).save(target, pnginfo=about)
+        image.convert("RGB").reduce(2).quantize(256).save(small, "png")  # a page wants half the size
     with whole_file(path.with_suffix(".pdf")) as target:
         figure.savefig(target, metadata={"Title": title, "Subject": caption, "CreationDate": None})
-    plt.close(figure)
-    with PIL.Image.open(path) as image:  # On a page, half the size and 256 colours are enough.
-        image.convert("RGB").reduce(2).quantize(256).save(small, "png")
     display(Image(small.getvalue(), alt=alt))
     show_text(f"**{title}.** {caption}")
 
 
-def show_table(table: pd.DataFrame, name: str, caption: str, shown: pd.DataFrame | None = None) -> None:
-    """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read), and show the Markdown."""
+def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", folder="tables") -> None:
+    """Write `tables/<name>.csv` (every digit) and `.md` (`shown`, to read), and show the Markdown; `of`: as above.
+
+    In the `folder` `machine`, which git ignores, are tables of this machine and its seconds.
+    """
+    if _own(of):
+        return show_text(f"*Left out, for it shows {of}: {caption}.*")
     text = f"**{caption}**\n\n{results.markdown(table if shown is None else shown)}\n"
-    results.save_rows(table, name)
-    with whole_file(figures_dir() / "tables" / f"{name}.md") as target:
-        target.write_text(text, encoding="utf-8")
+    results.save_rows(table, name, folder)
+    with whole_file(figures_dir() / folder / f"{name}.md") as target:
+        target.write_text(reworded(text, _asked["dataset"]), encoding="utf-8")
     show_text(text)
 
 
 def show_text(markdown: str) -> None:
     """Show sentences that were computed."""
-    display(Markdown(markdown))
+    display(Markdown(reworded(markdown, _asked["dataset"])))
 
 
-def answer(sentences: str) -> None:
+def answer(sentences: str, of: str = "") -> None:
     """Show the answer to the notebook's question: at most three sentences, with numbers of the notebook's tables."""
+    if _asked["profile"] == "smoke":
+        sentences = "No answer: one epoch of training is no result."
+    elif _own(of):
+        sentences = (
+            f"We answer this question for {of} only; the tables above have the numbers of your images."
+        )
     show_text(f"> {' '.join(sentences.split())}")
 
 
@@ -86,22 +153,3 @@ def sliders(draw: Callable, **choices) -> None:
         import ipywidgets
 
         ipywidgets.interact(draw, **choices)
-
-
-def compare(given, right, tolerance: float = 1e-6) -> bool:
-    """Say whether the answer to an exercise is right, else how far off, and return it; what is right stays unsaid.
-
-    Numbers and arrays (of one shape, or ValueError) may differ by `tolerance`, relative to the largest; anything else
-    has to be equal.
-    """
-    try:
-        one, other = np.asarray(given, float), np.asarray(right, float)
-    except (TypeError, ValueError):
-        told = "" if given == right else f"{given!r} is not it"
-    else:
-        if one.shape != other.shape:
-            raise ValueError(f"the answer has shape {one.shape}; the exercise asks for {other.shape}")
-        off = np.abs(one - other).max(initial=0) / max(np.abs(other).max(initial=0), 1e-12)
-        told = "" if off <= tolerance else f"off by {100 * off:.3g} % (of the largest right value)"
-    print(f"not yet: {told}" if told else "right")
-    return not told

@@ -12,6 +12,7 @@ from deepknn_lib.study.experiments import Result
 from deepknn_lib.study.runs import METHODS, SOFTMAX
 
 SCORES = {"acc": "Acc", "mcr": "MCR", "rs": "RS"}
+MEASURED = ("seconds", "eval_seconds", "device", "versions", "commit")  # another number or word in every run
 KEYS = ("dataset", "split", "fold", "method", "backbone", "weights")
 _TRAINING = ("epochs", "batch_size", "sampling", "k", "m", "margin", "soft", "class_power", "search_every")
 _TRAINING += ("lr", "warmup", "lr_decay_every", "precision")
@@ -193,9 +194,19 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def save_rows(table: pd.DataFrame, name: str) -> None:
-    """Write `tables/<name>.csv`: rows to work with; text that a spreadsheet would run as a formula gets a quote."""
+def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a quote before every text that a spreadsheet would run as a formula."""
     formula = re.compile(r"[=@]|[+-](?![\d.])")
-    table = table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
-    with whole_file(figures_dir() / "tables" / f"{name}.csv") as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    return table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
+
+
+def save_rows(table: pd.DataFrame, name: str, folder: str = "tables") -> None:
+    """Write `tables/<name>.csv`: rows to work with, `without_formulas`.
+
+    What each run measures anew, the columns `MEASURED`, goes with the whole table to `machine/`, which git ignores.
+    """
+    measured = table.columns.intersection(MEASURED)
+    parts = {folder: table.drop(columns=measured)} | ({"machine": table} if len(measured) else {})
+    for where, part in parts.items():
+        with whole_file(figures_dir() / where / f"{name}.csv") as temporary:
+            without_formulas(part).to_csv(temporary, index=False, float_format="%.6g")

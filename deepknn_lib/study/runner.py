@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from string import Template
 from unittest.mock import patch
@@ -26,9 +27,10 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
-MAIN = (
-    "claims_forest figure2_skin7 yourself_map table2_comparison".split()
-)  # the index opens with these figures
+# The index opens with these figures, of which a report on a folder of one's own has the last three.
+MAIN = "claims_forest figure2_skin7 yourself_map table2_comparison recalls umap".split()
+SYNTHETIC = "The lesions are synthetic: drawings, whose numbers show that the code works, no more."
+OTHERS = ("02", "03")  # notebooks on points and digits, which a report on one's own images leaves out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,10 +94,11 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
         if known.setdefault(path.name[:2], path) != path:
             told = f"{known[path.name[:2]].name} and {path.name} have one number; rename one of them"
             raise ValueError(f"notebooks/: {told}, or move it away")
-    wanted = {number.strip().zfill(2) for number in args.only.split(",") if number} or {*known}
+    folder = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
+    wanted = {number.strip().zfill(2) for number in args.only.split(",") if number}
+    wanted = wanted or {*known} - {*OTHERS * bool(folder)}
     if unknown := ", ".join(wanted - {*known}):
         raise ValueError(f"--only: no notebook {unknown}; the numbers there: {', '.join(known)}")
-    folder = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
     # The kernels run in notebooks/, so that a path has to be absolute.
     parameters = {"profile": args.profile, "dataset": f"folder:{folder}" if folder else args.dataset}
     parameters |= {"seeds": args.seeds, "device": args.device}
@@ -123,8 +126,6 @@ def _tell(name: str) -> None:
 def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tuple[str, str, str]:
     """Run a notebook if something changed, and write its page: its name, minutes and `passed` or so."""
     import papermill
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import TagRemovePreprocessor
 
     name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
     page, began, trace = out / "notebooks" / f"{name}.html", time.time(), ""
@@ -144,16 +145,7 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
         except Exception as error:  # A cell failed, or a kernel died; the other notebooks go on.
             trace = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(error).__name__}: {error}")
         executed = nbformat.read(target, as_version=4)
-    pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
-    folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
-    pages.register_preprocessor(folded, enabled=True)
-
-    def moved(link: re.Match) -> str:  # from where the notebook is to where its page is
-        to = os.path.relpath(path.parent / link[1], page.parent)
-        return f'href="{link[1][:-5]}html"' if re.fullmatch(r"\d\d_\w+\.ipynb", link[1]) else f'href="{to}"'
-
-    text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
-    _write(page, re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text))
+    _write(page, _page(executed, path, page, parameters["dataset"]))
     state, minutes = "failed" if trace else "passed", f"{(time.time() - began) / 60:.1f}"
     print(f"{name}: {state} after {minutes} minutes{trace}", flush=True)
     if not trace:
@@ -162,6 +154,41 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
         made = [str(p.relative_to(out)) for p in out.rglob("*.*") if p.stat().st_mtime >= began]
         _write(note, json.dumps({"mark": mark, "files": made}))
     return name, minutes, state
+
+
+def _page(executed: "nbformat.NotebookNode", path: Path, page: Path, dataset: str) -> str:
+    """The page of a notebook that was run, in the words of its data set; it needs no network, also for formulas."""
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer
+    from nbconvert.preprocessors import TagRemovePreprocessor
+
+    from deepknn_lib.study.notebook import reworded
+
+    def moved(link: re.Match) -> str:  # from where the notebook is to where its page is
+        to = os.path.relpath(path.parent / link[1], page.parent)
+        return f'href="{link[1][:-5]}html"' if re.fullmatch(r"\d\d_\w+\.ipynb", link[1]) else f'href="{to}"'
+
+    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
+        cell.source = reworded(cell.source, dataset)
+    pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
+    folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
+    pages.register_preprocessor(folded, enabled=True)
+    formulas = {"inline_math": _formula, "block_math": partial(_formula, display="block")}
+    with patch.multiple(IPythonRenderer, **{name: staticmethod(made) for name, made in formulas.items()}):
+        text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
+    fetched = r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->|<script[^>]* src=.*?</script>"
+    text = re.sub(fetched, "", text, flags=re.S)
+    return re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text)
+
+
+def _formula(tex: str, display: str = "inline") -> str:
+    """A formula as MathML, which browsers draw by themselves; what is none, such as a class `a$b`, stays text."""
+    from latex2mathml.converter import convert
+
+    try:
+        return convert(tex, display=display)
+    except Exception:  # its own and those of the XML that it writes
+        return html.escape(f"${tex}$")
 
 
 def _write(path: Path, text: str) -> None:
@@ -183,22 +210,31 @@ def _store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
 
 def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
     """Write `index.html`: what was run, each notebook with its question, the main figures; the rest is folded."""
-    books, pictures = "", {}
+    from deepknn_lib.study.notebook import SMOKE, reworded
+
+    books, pictures, notes = "", {}, []
     for name, minutes, state in (row for row in rows if "/" not in row[0]):
         first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
         title, question = re.match(
             r"# ([^\n]*)(?:.*?\*\*Question\.\*\* (.*?)(?=\n\n|\n- |\Z))?", first, re.S
         ).groups("")
-        told = html.escape(question.replace("*", "")), state if state == "failed" else f"{minutes} min"
+        question = reworded(question.replace("*", ""), parameters["dataset"])
+        told = html.escape(question), state if state == "failed" else f"{minutes} min"
         books += f'<tr><td><a href="notebooks/{name}.html">{html.escape(title)}</a><td>{told[0]}<td>{told[1]}'
     for path in sorted(out.glob("*.png")):
         with Image.open(path) as image:
             words = [html.escape(image.info.get(name, "")) for name in ("Comment", "Title", "Description")]
         figure = '<figure><a href="{0}.pdf"><img src="{0}.png" alt="{1}"></a><figcaption><b>{2}.</b> {3}</figcaption>'
         pictures[path.stem] = figure.format(quote(path.stem), *words) + "</figure>"
-    tables = [f'<li><a href="tables/{path.name}">{path.stem}</a>' for path in sorted(out.glob("tables/*.md"))]
+    shown = [
+        path.relative_to(out)
+        for folder in ("tables", "machine")
+        for path in sorted(out.glob(f"{folder}/*.md"))
+    ]
+    tables = [f'<li><a href="{path.as_posix()}">{path.stem}</a>' for path in shown]
     told = {"asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])), "books": books}
-    told |= {"hidden": "" if parameters["dataset"] == "lesions" else "hidden", "tables": "".join(tables)}
+    notes += [SMOKE] * (parameters["profile"] == "smoke") + [SYNTHETIC] * (parameters["dataset"] == "lesions")
+    told |= {"notes": " ".join(notes), "tables": "".join(tables)}
     told |= {"main": "".join(pictures.pop(name, "") for name in MAIN)}  # before the rest, which they leave
     told |= {"n": len(pictures), "rest": "".join(pictures.values())}
     template = Template(Path(__file__).with_name("index.html").read_text(encoding="utf-8"))

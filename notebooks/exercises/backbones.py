@@ -1,10 +1,10 @@
 """Checks of the exercises of notebook 08 (backbones)."""
 
 import torch
+from exercises.compare import compare
 
 from deepknn_lib.losses import deep_knn_loss
 from deepknn_lib.models import build_network
-from deepknn_lib.study import notebook
 from deepknn_lib.study.experiments import execute_all
 from deepknn_lib.study.runs import PROFILES, make_run
 
@@ -12,7 +12,7 @@ from deepknn_lib.study.runs import PROFILES, make_run
 def check_parameters(count, session) -> bool:
     """Exercise 1: the number of parameters of the smallest of the profile's four backbones."""
     networks = map(build_network, PROFILES[session.profile]["backbones"])
-    return notebook.compare(count, min(sum(p.numel() for p in n.parameters()) for n in networks), 0)
+    return compare(count, min(sum(p.numel() for p in n.parameters()) for n in networks), 0)
 
 
 def check_gap(name, points, session) -> bool:
@@ -29,9 +29,9 @@ def check_gap(name, points, session) -> bool:
         gaps[result.run.backbone] = result.history[-1]["train_acc"] - acc
     largest = max(gaps, key=gaps.get)
     print("the backbone: ", end="")
-    right = notebook.compare(name, largest)
+    right = compare(name, largest)
     print("the gap: ", end="")
-    return notebook.compare(points, gaps[largest], 0.01) and right
+    return compare(points, gaps[largest], 0.01) and right
 
 
 def check_backbone(make) -> bool:

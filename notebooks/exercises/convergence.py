@@ -4,9 +4,9 @@ import math
 
 import pandas as pd
 import torch
+from exercises.compare import compare
 
 from deepknn_lib.storage import repository
-from deepknn_lib.study import notebook
 from deepknn_lib.training import leave_one_out_accuracy
 
 
@@ -15,7 +15,7 @@ def check_lead(epochs) -> bool:
     rows = pd.read_csv(repository() / "data" / "results" / "skin7_128_history.csv")
     reached = rows[(rows["split"] == "grouped") & (rows["train_acc"] >= 85)]
     first = reached.groupby(["method", "seed"])["epoch"].min().groupby("method").mean()
-    return notebook.compare(epochs, first["semi-hard"] - first["deep-knn"], 0.01)
+    return compare(epochs, first["semi-hard"] - first["deep-knn"], 0.01)
 
 
 def check_median(function) -> bool:
@@ -40,7 +40,7 @@ def check_accuracy(function) -> bool:
         features = torch.randn(n, 3, generator=generator) + labels[:, None]
         print(f"{n} images, {n_classes} classes, k = {k}: ", end="")
         given = float(function(features, labels, k))
-        if not notebook.compare(given, leave_one_out_accuracy(features, labels, k), 1e-4):
+        if not compare(given, leave_one_out_accuracy(features, labels, k), 1e-4):
             if k == 1 and given == 100:
                 print("with k = 1, is an image its own nearest neighbour?")
             return False

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import metrics
 from deepknn_lib.datasets import load_dataset
@@ -16,7 +17,7 @@ def check_always_smallest(scores: Sequence[float], session: notebook.Session) ->
     data = load_dataset(session.dataset, "paper")
     labels, smallest = data.test.labels, data.info["smallest"]
     right = metrics.scores(labels, np.full(len(labels), smallest), len(data.class_names), smallest)
-    return notebook.compare(scores, list(right.values()), 0.001)
+    return compare(scores, list(right.values()), 0.001)
 
 
 def check_shares(shares: Sequence[float], session: notebook.Session) -> bool:
@@ -25,7 +26,7 @@ def check_shares(shares: Sequence[float], session: notebook.Session) -> bool:
     for fold in range(1, 6):
         data = load_dataset(session.dataset, "paper", fold=fold)
         right.append(100 * np.isin(data.test.groups, data.train.groups).mean())
-    return notebook.compare(shares, right, 0.002)
+    return compare(shares, right, 0.002)
 
 
 def check_finder(features_of: Callable, session: notebook.Session) -> bool:

@@ -5,22 +5,22 @@ from functools import cache
 
 import numpy as np
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import deep_knn_loss
 from deepknn_lib.losses import deep_knn_terms
-from deepknn_lib.study import notebook
 
 
 def check_six_points(loss: float) -> bool:
     """Exercise 1: Eq. 3 for A at 0, 1, 4 and B at 6, 7, 9 with K = M = 2 and α = 1, a number."""
     points = torch.tensor([[0.0], [1.0], [4.0], [6.0], [7.0], [9.0]])
     right = deep_knn_loss(points, torch.tensor([0, 0, 0, 1, 1, 1]), k=2, m=2, margin=1.0)
-    return notebook.compare(loss, right.item(), 0.005)
+    return compare(loss, right.item(), 0.005)
 
 
 def check_dial(k: int) -> bool:
     """Exercise 2: the least K with which the clumps of class A end nearer than they began, an integer."""
-    return notebook.compare(k, _least_k())
+    return compare(k, _least_k())
 
 
 @cache
@@ -71,9 +71,9 @@ def check_active_mean(loss_of: Callable) -> bool:
             print(f"not yet: on {what} the loss or its gradient is not a finite number")
             return False
         print(f"{what}, loss: ", end="")
-        if not notebook.compare(said.item(), wanted.item(), 1e-6):
+        if not compare(said.item(), wanted.item(), 1e-6):
             return False
         print(f"{what}, gradient: ", end="")
-        if not notebook.compare(gradient.numpy(), right.numpy(), 1e-6):
+        if not compare(gradient.numpy(), right.numpy(), 1e-6):
             return False
     return True

@@ -1,9 +1,9 @@
 """Checks of the exercises of notebook 06 (embeddings)."""
 
 import numpy as np
+from exercises.compare import compare
 
 from deepknn_lib.metrics import compactness
-from deepknn_lib.study import notebook
 from deepknn_lib.study.experiments import execute_all
 from deepknn_lib.study.runs import grid
 
@@ -16,7 +16,7 @@ def check_purity_lead(points, session) -> bool:
         measured = compactness(result.arrays["test_features"], result.arrays["test_labels"])
         purity[result.run.method].append(measured["purity"])
     right = np.mean(purity["deep-knn"]) - np.mean(purity["weighted-ce"])
-    return notebook.compare(points, right, 0.11 / max(abs(right), 1e-9))  # the table has one decimal
+    return compare(points, right, 0.11 / max(abs(right), 1e-9))  # the table has one decimal
 
 
 def check_purity(function) -> bool:
@@ -27,7 +27,7 @@ def check_purity(function) -> bool:
         features = rng.normal(size=(len(labels), 4)) + labels[:, None]
         right = [_purity_of_class(features, labels, c, k) for c in range(3)]
         print(f"classes of {', '.join(map(str, sizes))} images, k = {k}: ", end="")
-        if not notebook.compare(function(features, labels, k), right, 1e-6):
+        if not compare(function(features, labels, k), right, 1e-6):
             return False
     return True
 

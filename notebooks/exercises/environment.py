@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import deep_knn_loss
 from deepknn_lib.datasets import load_dataset
-from deepknn_lib.study import notebook
 
 LABELS = torch.tensor([0, 0, 1, 1])
 
@@ -15,14 +15,14 @@ LABELS = torch.tensor([0, 0, 1, 1])
 def check_no_margin(loss: float) -> bool:
     """Exercise 1: the loss of the four images of the self-test with margin 0, a number."""
     features = torch.tensor([[0.0], [1.0], [1.5], [4.0]])
-    return notebook.compare(loss, deep_knn_loss(features, LABELS, k=1, m=1, margin=0.0).item(), 0.001)
+    return compare(loss, deep_knn_loss(features, LABELS, k=1, m=1, margin=0.0).item(), 0.001)
 
 
 def check_gradient(gradient: Sequence[float]) -> bool:
     """Exercise 2: the derivative of the loss (margin 1) with respect to the features at 0, 1, 1.5 and 4."""
     features = torch.tensor([[0.0], [1.0], [1.5], [4.0]], requires_grad=True)
     deep_knn_loss(features, LABELS, k=1, m=1, margin=1.0).backward()
-    return notebook.compare(gradient, features.grad.flatten().tolist(), 0.001)
+    return compare(gradient, features.grad.flatten().tolist(), 0.001)
 
 
 def check_folder(path: str | Path) -> bool:

@@ -2,20 +2,20 @@
 
 import numpy as np
 import pandas as pd
+from exercises.compare import compare
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from deepknn_lib.models import build_network
 from deepknn_lib.storage import repository
-from deepknn_lib.study import notebook
 
 
 def check_decided(count) -> bool:
     """Exercise 1: over how many rivals deep kNN is ahead in MCR, by lesion, with an interval above 0 (an integer)."""
     gaps = pd.read_csv(repository() / "data" / "results" / "skin7_table3_differences.csv")
     right = gaps.query("split == 'grouped' and score == 'MCR' and low > 0")
-    return notebook.compare(count, len(right))
+    return compare(count, len(right))
 
 
 def check_n_parameters(function) -> bool:
@@ -23,7 +23,7 @@ def check_n_parameters(function) -> bool:
     for n_inputs in (30, 1280, 2048):
         network = build_network("mlp", n_inputs=n_inputs)
         print(f"{n_inputs} inputs: ", end="")
-        if not notebook.compare(function(n_inputs), sum(p.numel() for p in network.parameters())):
+        if not compare(function(n_inputs), sum(p.numel() for p in network.parameters())):
             return False
     return True
 

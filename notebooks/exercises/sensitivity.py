@@ -2,11 +2,11 @@
 
 import pandas as pd
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import deep_knn_loss
 from deepknn_lib.neighbors import pairwise_distances
 from deepknn_lib.storage import repository
-from deepknn_lib.study import notebook
 
 
 def check_one_negative(points) -> bool:
@@ -15,7 +15,7 @@ def check_one_negative(points) -> bool:
     rows = rows.query("method == 'deep-knn' and k_predict == k")
     mcr = rows.groupby("m")["mcr"].mean()
     right = mcr[5] - mcr[1]
-    return notebook.compare(points, right, 0.15 / right)  # the table has one decimal
+    return compare(points, right, 0.15 / right)  # the table has one decimal
 
 
 def check_collapsed(function) -> bool:
@@ -42,7 +42,7 @@ def check_collapsed(function) -> bool:
         said, true = (
             "collapsed" if found else "not collapsed" for found in (function(history, margin), right)
         )
-        if not notebook.compare(said, true):
+        if not compare(said, true):
             return False
     return True
 
@@ -62,10 +62,10 @@ def check_scale_free(function) -> bool:
     mean = pairwise_distances(features).sum() / (24 * 23)
     right = deep_knn_loss(features / mean, labels, 3, 4, 0.2).item()
     print("its value: ", end="")
-    if not notebook.compare(value_and_gradient(1.0)[0], right, 1e-6):
+    if not compare(value_and_gradient(1.0)[0], right, 1e-6):
         return False
     print("its value, features a hundred times as small: ", end="")
-    if not notebook.compare(value_and_gradient(0.01)[0], right, 1e-6):
+    if not compare(value_and_gradient(0.01)[0], right, 1e-6):
         return False
     value, gradient, along = value_and_gradient(1.0)
     if not gradient.isfinite().all() or not gradient.any():

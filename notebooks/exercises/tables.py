@@ -2,9 +2,10 @@
 
 import numpy as np
 import pandas as pd
+from exercises.compare import compare
 
 from deepknn_lib.storage import repository
-from deepknn_lib.study import claims, notebook, results
+from deepknn_lib.study import claims, results
 
 
 def check_images_of_rare_class(n) -> bool:
@@ -13,7 +14,7 @@ def check_images_of_rare_class(n) -> bool:
     One whole number.
     """
     table = results.paper("table2").query("dataset == 'Skin-7' and method == 'knn'")
-    return notebook.compare(n, _smallest(table["rs"].to_numpy()))
+    return compare(n, _smallest(table["rs"].to_numpy()))
 
 
 def _smallest(values: np.ndarray) -> int:
@@ -50,7 +51,7 @@ def check_bound(points) -> bool:
     """The highest bound, in points and right to a tenth, at which no comparison contradicts C9 on Skin-7."""
     rows = claims.comparisons(_evidence()).query("claim == 'C9' and aside == ''")
     right = float(rows["high"].min())
-    return notebook.compare(points, right, 0.06 / abs(right))
+    return compare(points, right, 0.06 / abs(right))
 
 
 def _evidence() -> pd.DataFrame:

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import nearest_neighbors
 from deepknn_lib.metrics import bootstrap, interval
-from deepknn_lib.study import notebook
 from deepknn_lib.study.experiments import execute, parts
 from deepknn_lib.study.runs import make_run
 
@@ -14,7 +14,7 @@ def check_step(points, session) -> bool:
     """Exercise 1: the smallest step in which the RS of one run can move on the split by lesion, in points."""
     data = parts(make_run(session.dataset, "knn", session.profile, split="grouped"))
     count = np.sum(data.test.labels == data.info["smallest"])
-    return notebook.compare(points, 100 / count, 0.005)
+    return compare(points, 100 / count, 0.005)
 
 
 def check_twins(per_cent, session) -> bool:
@@ -28,7 +28,7 @@ def check_twins(per_cent, session) -> bool:
     queries, gallery = (torch.from_numpy(arrays[f"{part}_features"]) for part in ("test", "train"))
     near = arrays["train_groups"][nearest_neighbors(queries, gallery, 5)[1].numpy()]
     found = (near == arrays["test_groups"][:, None]).any(axis=1)
-    return notebook.compare(per_cent, 100 * found[has_twin].mean(), 0.01)
+    return compare(per_cent, 100 * found[has_twin].mean(), 0.01)
 
 
 def check_interval(function) -> bool:

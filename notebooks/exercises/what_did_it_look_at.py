@@ -2,9 +2,9 @@
 
 import numpy as np
 import torch
+from exercises.compare import compare
 
 from deepknn_lib import majority_vote, nearest_neighbors
-from deepknn_lib.study import notebook
 from deepknn_lib.study.experiments import execute
 from deepknn_lib.study.runs import make_run
 
@@ -38,7 +38,7 @@ def check_unanimous(wrong_of_all, wrong_of_others, session) -> bool:
     found = []
     for given, wanted, title in zip((wrong_of_all, wrong_of_others), right, ("all", "others"), strict=True):
         print(f"{title}: ", end="")
-        found.append(notebook.compare(given, wanted, 0.06 / max(wanted, 0.06)))
+        found.append(compare(given, wanted, 0.06 / max(wanted, 0.06)))
     return all(found)
 
 
@@ -50,7 +50,7 @@ def check_removed(per_cent, session) -> bool:
     distances, labels, _, n_classes, _ = _ten_nearest(session)
     first, second = (majority_vote(labels[:, part], distances[:, part], n_classes) for part in _halves())
     right = 100 * (first != second).double().mean().item()
-    return notebook.compare(per_cent, right, 0.06 / max(right, 0.06))
+    return compare(per_cent, right, 0.06 / max(right, 0.06))
 
 
 def _halves() -> tuple[slice, slice]:
