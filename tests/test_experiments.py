@@ -159,7 +159,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, tmp_path):
     run = make_run("lesions", "deep-knn", "smoke", batch_size=8)
     with pytest.raises(ValueError, match="raise batch_size"):
         experiments.execute(run, "cpu")
-    assert not list((experiments.data_dir() / "runs").glob(f"*{run.key}*"))
+    assert not list((experiments.data_dir() / "runs").glob(f"{run.key}*"))
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
     run = make_run("lesions", "knn", "smoke", backbone="resnet18", weights="imagenet")
     with pytest.raises(FileNotFoundError, match="resnet18.safetensors.*there, or unset"):

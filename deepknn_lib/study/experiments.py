@@ -254,7 +254,10 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
         raise ValueError("a cluster needs Dask: pip install '.[cluster]', here and on the workers") from error
 
     class Backend(DaskDistributedBackend):
-        """That of joblib; as it is, it waits for ever for a run that Dask gave up, since its workers died each time."""
+        """That of joblib, which waits for ever for a run that Dask gave up, and executes here if there is one worker."""
+
+        def effective_n_jobs(self, n_jobs):
+            return max(2, super().effective_n_jobs(n_jobs))
 
         def submit(self, func, callback=None):
             def told(future):
@@ -397,14 +400,18 @@ def _write(folder: Path, result: Result, state: dict[str, torch.Tensor]) -> None
     np.savez(folder / "features.npz", **result.arrays)
     save_file({n: t.contiguous().cpu() for n, t in state.items()}, folder / "model.safetensors")
     pd.DataFrame(result.history or {"epoch": []}).to_csv(folder / "history.csv", index=False)
-    scores = [{"k_predict": k} | result.scores(k) for k in METHODS[result.run.method].votes]
-    # JSON has no NaN.
-    scores = [{name: None if np.isnan(value) else value for name, value in row.items()} for row in scores]
-    record = result.record | {"scores": scores}
+    record = result.record | {"scores": scores_of(result)}
     record["checksums"] = {name: digest(folder / name) for name in FILES} | {
         "run.json": digest(json.dumps(record))
     }
     (folder / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def scores_of(result: Result) -> list[dict]:
+    """The scores for each K_p that is reported, as JSON has them: None for what is no number."""
+    every = dict.fromkeys((*METHODS[result.run.method].votes, result.run.k_predict))
+    rows = ({"k_predict": k} | result.scores(k) for k in every)
+    return [{name: None if np.isnan(value) else value for name, value in row.items()} for row in rows]
 
 
 def _on_images(run: Run, base: Path | None, checkpoint: Path, where: torch.device) -> tuple:
