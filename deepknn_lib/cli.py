@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from dataclasses import fields
@@ -13,7 +14,7 @@ _CHOSEN = ("dataset", "method", "split", "seed", "loss", "base")  # have an opti
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; kept apart so that the README's commands can be checked against it."""
     from deepknn_lib.study import runner
-    from deepknn_lib.study.runs import METHODS, PROFILES, Run
+    from deepknn_lib.study.runs import METHODS, PROFILES, TABLE2, Run
 
     parser = argparse.ArgumentParser(prog="python -m deepknn_lib", description="Deep kNN, reproduced.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -31,16 +32,23 @@ def build_parser() -> argparse.ArgumentParser:
     for one in (download, verify):
         one.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
     run = command("run", _run, "train and judge one method once")
-    run.add_argument("--method", required=True, choices=METHODS)
+    run.add_argument("--method", required=True, metavar="NAME", help=f"one of {', '.join(METHODS)}")
     run.add_argument("--split", default="paper", help="paper, grouped, or another of the set's")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
     grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
-    grid.add_argument("--methods", type=_list, metavar="A,B", help="default: those of the paper's Table 2")
-    grid.add_argument("--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="else both")
+    grid.add_argument(
+        "--methods", type=_list, default=TABLE2, metavar="A,B", help="default: those of Table 2"
+    )
+    grid.add_argument(
+        "--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="default: %(default)s"
+    )
     grid.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="default: the profile's")
     grid.add_argument("--sweeps", action="store_true", help="then whole-set search, and K and M of Table S3")
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: all cores; 1 on a GPU)")
+    grid.add_argument(
+        "--cluster", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler, to execute the runs there"
+    )
     grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
     grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
     grid.add_argument(
@@ -62,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
-        one.add_argument("--profile", default="demo", choices=PROFILES, help="settings (%(default)s)")
+        one.add_argument(
+            "--profile", default="demo", metavar="NAME", help=f"settings: {', '.join(PROFILES)} (%(default)s)"
+        )
         one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
@@ -74,7 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    if not (parts := [part.strip() for part in text.split(",") if part.strip()]):
+        raise argparse.ArgumentTypeError("it is empty; give names with commas between")
+    return list(dict.fromkeys(parts))
 
 
 def _numbers(text: str) -> list[int]:
@@ -84,15 +96,18 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, 2 when it could not be meant, with one line that says why."""
-    arguments = build_parser().parse_args(argv)
+    """Run a command; 0 when it did what was asked, else one line says why.
+
+    The status is 1 when some runs failed, 2 when the command could not be meant or done, 130 after Ctrl-C.
+    """
     try:
+        arguments = build_parser().parse_args(argv)
         return arguments.run(arguments) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\nstopped, {stopped or 'nothing lost'}; the same command goes on from here", file=sys.stderr)
         return 130
 
 
@@ -121,52 +136,76 @@ def _verify(arguments: argparse.Namespace) -> int:
     return verify.report(arguments.dataset, arguments.out)
 
 
-def _changes(arguments: argparse.Namespace) -> dict:
+def _given(arguments: argparse.Namespace, *outputs: Path | None) -> dict:
+    """The settings given; or an error, before anything starts: outputs that cannot be written, a wrong launcher."""
+    from deepknn_lib.storage import check_writable
     from deepknn_lib.study.runs import Run
 
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        told = "torchrun or its like (WORLD_SIZE) would do the same runs in every process"
+        raise ValueError(f"{told}; use grid --jobs N, or grid --cluster on several GPUs or machines")
+    for path in filter(None, outputs):
+        check_writable(path)
     given = {field.name: getattr(arguments, field.name) for field in fields(Run) if field.name not in _CHOSEN}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    import pandas as pd
+
     from deepknn_lib.study import results
-    from deepknn_lib.study.experiments import execute, folder_of
+    from deepknn_lib.study.experiments import execute, folder_of, scores_of
     from deepknn_lib.study.runs import make_run
 
-    chosen = {"split": arguments.split, "seed": arguments.seed} | _changes(arguments)
+    chosen = {"split": arguments.split, "seed": arguments.seed}
+    chosen |= _given(arguments, arguments.out and arguments.out / "run.json")
     run = make_run(arguments.dataset, arguments.method, arguments.profile, **chosen)
     result = execute(run, arguments.device)
     if arguments.out:
         shutil.copytree(folder_of(run), arguments.out, dirs_exist_ok=True)
-    rows = results.results_table([result])[["k_predict", "acc", "mcr", "rs"]]
-    print(json.dumps({"run": run.key, "scores": rows.to_dict("records")}))
+    scores = scores_of(result)
+    if sys.stdout.isatty():
+        table = pd.DataFrame(scores).rename(columns=results.SCORES | {"k_predict": "K_p"})
+        print(results.markdown(table.iloc[:, :14]))  # the recalls of ten classes
+    else:
+        print(json.dumps({"run": run.key, "scores": scores}))
 
 
-def _grid(arguments: argparse.Namespace) -> None:
+def _grid(arguments: argparse.Namespace) -> int:
     from deepknn_lib.datasets import distinct_splits
     from deepknn_lib.storage import whole_file
     from deepknn_lib.study import results, runs
     from deepknn_lib.study.experiments import execute_all
 
     own, profile = arguments.dataset.startswith("folder:"), arguments.profile  # a path may have commas
-    names, changes = [arguments.dataset] if own else _list(arguments.dataset), _changes(arguments)
+    names, outputs = (
+        [arguments.dataset] if own else _list(arguments.dataset),
+        ("out", "history", "predictions"),
+    )
+    changes, failed = _given(arguments, *(getattr(arguments, name) for name in outputs)), {}
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
-    order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
-    splits = {n: distinct_splits(n, arguments.splits) for n in names}
-    methods = arguments.methods or runs.TABLE2
-    compared = [r for s, n in order for r in runs.grid(n, profile, methods, splits[n], (s,), **changes)]
+    order = [(s, name) for s in arguments.seeds or runs.profile_of(profile)["seeds"] for name in names]
+    methods, splits = arguments.methods, {n: distinct_splits(n, arguments.splits) for n in names}
+    compared = [run for s, n in order for run in runs.grid(n, profile, methods, splits[n], (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]
     asked = compared + [run for kind in ("search", "K and M") for one in swept for run in one[kind]]
-    done = execute_all(asked, arguments.device, arguments.jobs)
-    tables = {"out": results.results_table, "history": results.history_table}
-    for name, table in (tables | {"predictions": results.predictions_table}).items():
-        if path := getattr(arguments, name):
+    done = execute_all(asked, arguments.device, arguments.jobs, arguments.cluster, failed)
+    compared, done = ([result for result in part if result] for part in (done[: len(compared)], done))
+    tables = (
+        (results.results_table, done),
+        (results.history_table, done),
+        (results.predictions_table, compared),
+    )
+    for name, (table, of) in zip(outputs, tables, strict=True):
+        if of and (path := getattr(arguments, name)):
             with whole_file(path) as temporary:
-                made = table(done if name != "predictions" else done[: len(compared)])
-                made.to_csv(temporary, index=False, float_format="%.6g")
+                table(of).to_csv(temporary, index=False, float_format="%.6g")
     for name in names:
-        mine = results.summary(result for result in done[: len(compared)] if result.run.dataset == name)
-        print(results.markdown(results.readable(mine)))
+        if mine := results.select(compared, dataset=name):
+            print(results.markdown(results.readable(results.summary(mine))))
+    for run, error in failed.items():
+        print(f"failed: {run.label}: {error}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _predict(asked: argparse.Namespace) -> int:

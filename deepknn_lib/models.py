@@ -1,6 +1,7 @@
 """Backbones by name, with their weights and the preprocessing those weights were trained with; and their features."""
 
 import os
+from difflib import get_close_matches
 from importlib import util
 from pathlib import Path
 
@@ -91,8 +92,14 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     """`mean`, `std` and `interpolation` that a backbone's weights were trained with, as timm records them.
 
     ImageNet's mean and std and bilinear where timm knows nothing of it. A file or tag of one's own counts as the
-    backbone's ImageNet weights.
+    backbone's ImageNet weights. ValueError for a backbone that there is not.
     """
+    if name != "mlp" and name not in SMALL_BACKBONES and not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
+        told = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
+        raise ValueError(
+            f"unknown backbone {name!r}; use {', '.join(SMALL_BACKBONES)} or a name of timm ({told})"
+        )
     known = [*timm.list_pretrained(f"{name}.*"), *([name] if timm.is_model(name) else [])]
     names = [f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}", name]
     found = next((timm.get_pretrained_cfg(one) for one in names if one in known), None)
@@ -124,19 +131,15 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
     FileNotFoundError
         If the weights are not to be had; the message says both ways to get them.
     """
+    pixels = preprocessing(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == "mlp" or name in SMALL_BACKBONES:
             backbone, n_features = _small(name, n_inputs)
-        elif timm.is_model(name):
+        else:
             backbone = timm.create_model(name, num_classes=0)
             # timm's num_features can differ from what its pooled head puts out (VGG)
             n_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-        else:
-            close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
-            own = ", ".join(SMALL_BACKBONES)
-            raise ValueError(f"unknown backbone {name!r}; use {own} or a timm model name (close: {close})")
-        pixels = preprocessing(name, weights)
         network = Network(backbone, n_features, n_classes, normalize, pixels["mean"], pixels["std"])
     if weights != "none":
         _load(backbone, name, weights)

@@ -1,12 +1,31 @@
-"""Where data lives, files that appear whole or not at all, and a short digest of contents."""
+"""Where data lives, files that appear whole or not at all, claims on them, and a short digest of contents."""
 
 import contextlib
+import difflib
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+import time
+import uuid
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+_NO_ROOM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
+_OF_DISK = ("inline_container", "I/O error")  # what torch and safetensors say of such errors
 
 
 def data_dir() -> Path:
@@ -25,29 +44,100 @@ def repository() -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it once the block has ended without an error.
-
-    What was at `path` stays until then, also when the machine stops in between.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+def room_for(what: Path) -> Iterator[None]:
+    """Make the error of a disk that is full, or may not be written to, an OSError that says what to do."""
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        told, number = str(getattr(error, "strerror", None) or error), getattr(error, "errno", errno.ENOSPC)
+        of_disk = isinstance(error, OSError) or any(words in told for words in _OF_DISK)
+        if not of_disk or number not in _NO_ROOM or told.startswith("cannot write to"):
+            raise
+        advice = "make room or make it writable, or name other folders in DEEPKNN_DATA and DEEPKNN_FIGURES"
+        raise OSError(number, f"cannot write to {what} ({told:.100}): {advice}") from error
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Let one process at a time make what is at `path`; the others wait for it."""
-    from filelock import FileLock
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved onto it once the block has ended without an error.
 
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
+    What was at `path` stays until then, also when the machine stops in between. The block may make a folder instead,
+    if there is none yet. No two temporary paths are alike, also of hosts or containers whose process ids are. OSError
+    if the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{path.suffix}")
+    try:
+        with room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            if temporary.is_file():
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """OSError, rather now than after an hour, if no file can be put at `path`."""
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+@contextlib.contextmanager
+def claim(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold `path` until the block ends: others that claim it wait, or with `wait=False` get False in place of True.
+
+    The claim is a lock of the operating system (flock) on the file `.<name>.lock` beside `path`, which stays. It ends
+    with its process, also by SIGKILL, and knows no process id, so that containers with equal ids, and hosts that share
+    a disk (NFS), keep each other out; a file that names its holder would outlive a killed one. Where the file system
+    has no locks nobody waits: work may be done twice, but as temporary paths differ, nothing is damaged.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, mine = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False), True
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=wait)
+        except Timeout:
+            mine = False
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+    try:
+        yield mine
+    finally:
+        lock.release()
+
+
+def set_aside(path: Path, why: Exception) -> str:
+    """Rename what is not whole, so that it is made again, and return the sentence that says so."""
+    aside = path.with_name(f".damaged-{path.name}-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):  # Another process was the first to find it.
+        path.rename(aside)
+    return f"{path} is not whole ({why!s:.300}); it is now called {aside.name}, and is made again"
+
+
+def sweep(hours: float = 24, *names: str) -> None:
+    """Remove what killed processes left half written in `data_dir()`, or in it under these names, once it is so old."""
+    for name in names or (".*", "*/.*"):
+        for path in data_dir().glob(f"{name}.{'[0-9a-f]' * 32}.tmp*"):
+            with contextlib.suppress(FileNotFoundError):  # Another process sweeps too.
+                if time.time() - path.stat().st_mtime >= 3600 * hours:
+                    _remove(path)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that there is not: those there are, and before them those that may be meant."""
+    close = " or ".join(difflib.get_close_matches(str(name), known := list(known)))
+    meant = f", did you mean {close}? Choose" if close else "; choose"
+    return ValueError(f"unknown {what} {name!r}{meant} one of {', '.join(known)}")
 
 
 def digest(*parts: bytes | str | Path | np.ndarray) -> str:
@@ -69,6 +159,8 @@ def load_state(path: Path) -> dict:
     import torch
 
     try:
+        if (bad := zipfile.ZipFile(path).testzip()) is not None:  # torch does not compare checksums
+            raise ValueError(f"{bad} is damaged")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise ValueError(f"{path} cannot be read ({error!r:.200}); remove it to begin anew") from error

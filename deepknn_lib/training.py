@@ -16,8 +16,8 @@ from deepknn_lib.augment import crop_size, normalize, random_crop_flip
 from deepknn_lib.criteria import LOSSES, TRIPLETS, collapsed, criterion_of
 from deepknn_lib.models import Network, extract_features, rows_of
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors, pairwise_distances
-from deepknn_lib.sampling import BatchSampler
-from deepknn_lib.storage import digest, load_state, whole_file
+from deepknn_lib.sampling import MODES, BatchSampler
+from deepknn_lib.storage import digest, load_state, unknown, whole_file
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of SGD, for every method; the paper names neither
 
@@ -53,15 +53,21 @@ class TrainingConfig:
     precision: str = "float32"
 
     def __post_init__(self):
-        if self.precision not in ("float32", "bf16"):
-            raise ValueError(f"unknown precision {self.precision!r}; choose float32 or bf16")
-        if self.loss not in LOSSES:
-            raise ValueError(f"unknown loss {self.loss!r}; choose one of {', '.join(LOSSES)}")
+        names = {"precision": ("float32", "bf16"), "loss": LOSSES, "sampling": MODES}
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
         if (self.soft and self.loss not in TRIPLETS) or (self.search_every and self.loss != "deep-knn"):
             told = "soft is for triplet losses, search_every for deep-knn"
             raise ValueError(f"{told}; the loss is {self.loss}")
-        if self.epochs < 1 or not self.lr > 0 or min(self.warmup, self.search_every, self.lr_decay_every) < 0:
-            raise ValueError(f"epochs must be at least 1, lr above 0, and no count below 0, got {self}")
+        least = dict.fromkeys(("k", "m", "epochs", "classes_per_batch"), 1) | {"batch_size": 2}
+        least |= dict.fromkeys(("warmup", "search_every", "lr_decay_every", "seed"), 0)
+        for name, count in least.items():
+            if (value := getattr(self, name)) is not None and value < count:
+                raise ValueError(f"{name} must be at least {count}, got {value}")
+        if not 0 < self.lr < math.inf or not math.isfinite(self.margin + self.class_power):
+            told = f"{self.lr}, {self.margin} and {self.class_power}"
+            raise ValueError(f"lr must be above 0, and lr, margin and class_power finite, got {told}")
 
     def lr_at(self, epoch: int, progress: float = math.inf) -> float:
         """Learning rate in an epoch, counted from 1, when `progress` epochs of the training are done."""

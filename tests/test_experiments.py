@@ -65,7 +65,7 @@ def test_each_training_is_carried_out_once_and_a_base_before_what_starts_from_it
     assert sum(event["event"] == "epoch" for event in events) == 3
     ce, votes, deep = (found[m].arrays["train_features"] for m in ("weighted-ce", "ce-knn", "deep-knn"))
     assert np.array_equal(ce, votes) and not np.array_equal(ce, deep)
-    assert not list((folder / "runs").glob(".*")) and not list((folder / "runs").glob("*.checkpoint*"))
+    assert not list((folder / "runs").glob(".*.tmp*")) and not list((folder / "runs").glob("*.checkpoint*"))
 
 
 def test_a_second_execute_reads_the_cache(made, monkeypatch):
@@ -159,7 +159,7 @@ def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, tmp_path):
     run = make_run("lesions", "deep-knn", "smoke", batch_size=8)
     with pytest.raises(ValueError, match="raise batch_size"):
         experiments.execute(run, "cpu")
-    assert not list((experiments.data_dir() / "runs").glob(f"*{run.key}*"))
+    assert not list((experiments.data_dir() / "runs").glob(f"{run.key}*"))
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
     run = make_run("lesions", "knn", "smoke", backbone="resnet18", weights="imagenet")
     with pytest.raises(FileNotFoundError, match="resnet18.safetensors.*there, or unset"):
@@ -177,12 +177,12 @@ def test_a_method_on_features_learns_from_those_of_its_base(tmp_path, classes):
         labels = np.arange(count) % classes
         arrays |= {f"{part}_labels": labels, f"{part}_ids": np.array([f"{part}{i}" for i in range(count)])}
         arrays[f"{part}_features"] = (rng.normal(size=(count, 8)) + 2 * labels[:, None]).astype(np.float32)
-    np.savez(tmp_path / "features.npz", **arrays)
     record = {"class_names": list("abc")[:classes], "smallest": 1, "synthetic": False}
     record |= {"class_counts": {"train": [30, 30]}}
-    (tmp_path / "run.json").write_text(json.dumps(record | {"seconds": 1}), encoding="utf-8")
     run = make_run("lesions", "mlp-ce", "smoke", epochs=8, lr=0.05)
-    found, history, state, about = experiments._on_features(run, tmp_path)
+    base = experiments.Result(run.base, arrays, [], record | {"seconds": 1})
+    experiments._write(tmp_path / "base", base, {})
+    found, history, state, about = experiments._on_features(run, tmp_path / "base")
     assert about == record and len(history) == 8 and "classifier.weight" in state
     assert found["test_logits"].shape == (20, classes) and found["test_features"].shape == (20, 128)
     result = experiments.Result(run, found, history, record)

@@ -75,7 +75,9 @@ def test_a_run_that_cannot_be_meant_is_an_error(wrong, said):
 
 @pytest.mark.parametrize("changes, said", [
     ({"profile": "fast"}, "unknown profile 'fast'"), ({"method": "svm"}, "unknown method 'svm'"),
-    ({"colour": 3}, "no field colour"),
+    ({"colour": 3}, "unknown field of a Run 'colour'"), ({"method": "deepknn"}, "did you mean deep-knn"),
+    ({"profile": "paper-"}, "did you mean paper[?] Choose"), ({"split": "group"}, "did you mean grouped"),
+    ({"split": "both"}, "unknown split 'both'"), ({"fold": 6}, "fold .*1 to 5"),
 ])  # fmt: skip
 def test_make_run_names_what_is_unknown(changes, said):
     with pytest.raises(ValueError, match=said):

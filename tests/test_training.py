@@ -132,9 +132,13 @@ def test_leave_one_out_accuracy_by_hand():
     ({"loss": "hinge"}, "unknown loss 'hinge'; choose one of deep-knn, "),
     ({"soft": True}, "soft is for .*; the loss is deep-knn"),
     ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn; the loss is triplet"),
-    ({"warmup": -1}, "below 0"),
+    ({"warmup": -1}, "warmup must be at least 0"),
     ({"epochs": 0}, "epochs must be at least 1"),
-    ({"lr": 0.0}, "lr above 0"),
+    ({"lr": 0.0}, "lr must be above 0"),
+    ({"margin": float("nan")}, "finite"),
+    ({"k": 0}, "k must be at least 1, got 0"),
+    ({"batch_size": 1}, "batch_size must be at least 2"),
+    ({"sampling": "balance"}, "did you mean balanced[?] Choose one of proportional"),
 ])  # fmt: skip
 def test_a_config_that_cannot_be_trained_is_an_error(wrong, told):
     with pytest.raises(ValueError, match=told):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import claim, data_dir, digest, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, room_for, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CHECKSUM = 4  # bytes
@@ -61,18 +61,6 @@ class ImageSet:
         part = Rows(whole.array, whole.index[index])
         stays = isinstance(whole.array, np.memmap) and whole.array[:1].nbytes * len(part) > IN_MEMORY
         return ImageSet(part if stays else part[:], self.labels[index], self.ids[index], self.groups[index])
-
-
-@contextlib.contextmanager
-def room_for(what: Path) -> Iterator[None]:
-    """The OSError of a disk that is full, or of a folder that may not be written to, says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        advice = "make room or make it writable, or name another folder in DEEPKNN_DATA"
-        raise OSError(error.errno, f"cannot write to {what} ({error.strerror}): {advice}") from error
 
 
 def open_image(path: Path, top: int = 65535) -> Image.Image:

@@ -6,10 +6,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from deepknn_lib.datasets.decode import room_for
 from deepknn_lib.datasets.load import by_hand, entry_of, index_of, place
 from deepknn_lib.datasets.readers import medmnist_info
-from deepknn_lib.storage import data_dir
+from deepknn_lib.storage import data_dir, room_for
 
 RETRIES, TIMEOUT = 3, (10, 60)  # after a first try; seconds to connect, and between two bytes
 

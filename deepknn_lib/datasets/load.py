@@ -17,7 +17,7 @@ import pandas as pd
 
 from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
 from deepknn_lib.datasets.readers import CATALOG, READERS, Index, medmnist_info, split_file
-from deepknn_lib.storage import data_dir, digest, whole_file
+from deepknn_lib.storage import data_dir, digest, unknown, whole_file
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
@@ -108,9 +108,7 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
 
 def _read(name: str, split: str | None, fold: int, size: int, interpolation: str) -> tuple:
     """The index of a set, all its images and its folds; ValueError for what is wrong or cannot be meant."""
-    known = (*SPLITS, *OTHER_SPLITS.get(entry_of(name)[1], ()))
-    if split not in (*known, None) or fold not in range(1, N_FOLDS + 1):
-        raise ValueError(f"split is one of {known} and fold one of 1..{N_FOLDS}, got {split!r} and {fold!r}")
+    check_split(name, split or SPLITS[0], fold)
     if size < 16 or interpolation not in INTERPOLATIONS:
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
@@ -164,9 +162,21 @@ def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
     """The catalogue's entry of a name, and what is before and after its colon; ValueError for an unknown name."""
     kind, _, argument = name.partition(":")
     if kind not in CATALOG or bool(argument) != bool(CATALOG[kind].argument):
-        known = ", ".join(f"{n}:{e.argument}" if e.argument else n for n, e in CATALOG.items())
-        raise ValueError(f"unknown data set {name!r}; choose one of {known}")
+        if Path(name).is_dir():
+            raise ValueError(f"unknown data set {name!r}; did you mean folder:{name}?")
+        raise unknown(
+            "data set", name, [f"{n}:{e.argument}" if e.argument else n for n, e in CATALOG.items()]
+        )
     return CATALOG[kind], kind, argument
+
+
+def check_split(name: str, split: str, fold: int) -> None:
+    """ValueError if there is no such data set, or the set has no such split and fold."""
+    known = (*SPLITS, *OTHER_SPLITS.get(entry_of(name)[1], ()))
+    if split not in known:
+        raise unknown("split", split, known)
+    if fold not in range(1, N_FOLDS + 1):
+        raise ValueError(f"the fold is one of 1 to {N_FOLDS}, got {fold!r}")
 
 
 def place(name: str) -> Path:

@@ -1,15 +1,17 @@
 """Executing runs, or loading what was executed before: `results = execute_all(grid("lesions"))`."""
 
+import contextlib
 import json
 import os
 import platform
-import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from importlib import metadata
@@ -19,13 +21,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepknn_lib import estimators
+from deepknn_lib import estimators, metrics, storage
 from deepknn_lib.datasets import Dataset, Rows, dataset_digest, load_dataset, validation_part
 from deepknn_lib.models import Network, build_network, extract_features, preprocessing, weights_file
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
-from deepknn_lib.storage import data_dir, digest, repository, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, repository, whole_file
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 from deepknn_lib.training import collapsed, fit
+
+FILES = ("features.npz", "history.csv", "model.safetensors")  # of a run, besides run.json
+_KINDS = (FileNotFoundError, OSError, FloatingPointError, ValueError)  # errors whose message says what to do
+_ONE_AT_A_TIME = threading.Lock()  # of the runs that a worker of a cluster executes
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Result:
 
     `arrays` holds `train_features` (N, D), `train_labels`, `train_ids`, `train_groups`, the same of the test part, and
     `test_logits` (N, C) where there is a classifier. `history` is that of `training.fit`, empty when nothing was
-    trained. `record` has settings, class names and counts, data digest, seconds, device, versions and commit.
+    trained. `record` has settings, scores, class names and counts, data digest, seconds, device, versions and commit.
     """
 
     run: Run
@@ -62,6 +68,13 @@ class Result:
             self._predicted[k_predict] = votes.numpy()
         return self._predicted[k_predict]
 
+    def scores(self, k_predict: int | None = None) -> dict[str, float]:
+        """`acc`, `mcr`, `rs` and the `recall_<class>` of every class, in per cent; NaN where a class has no images."""
+        names, labels, votes = self.record["class_names"], self.arrays["test_labels"], self.predict(k_predict)
+        recalls = (100 * metrics.class_recalls(labels, votes, len(names))).tolist()
+        of_classes = {f"recall_{name}": recall for name, recall in zip(names, recalls, strict=True)}
+        return metrics.scores(labels, votes, len(names), self.record["smallest"]) | of_classes
+
 
 def parts(run: Run) -> Dataset:
     """The data of a run; with `evaluate_on="validation"` its test part is a fifth of the training part."""
@@ -84,25 +97,47 @@ def data_digest(run: Run) -> str:
 
 def folder_of(run: Run) -> Path:
     """Where a run on these data is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`."""
-    return data_dir() / "runs" / f"{run.key}-{data_digest(run)}"
+    return _folder(run, data_digest(run))
+
+
+def _folder(run: Run, data: str) -> Path:
+    return data_dir() / "runs" / f"{run.key}-{data}"
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run was executed before, on the same data."""
-    return (folder_of(run) / "run.json").is_file()
+    """Whether the run was executed before, on the same data; what is there but not whole is set aside."""
+    return _entry(folder_of(run)) is not None
 
 
 def load(run: Run) -> Result:
-    """The result of a run that is done."""
-    arrays, record = _stored(folder_of(run))
-    history = pd.read_csv(folder_of(run) / "history.csv", float_precision="round_trip").to_dict("records")
-    return Result(run, arrays, history, record)
+    """The result of a run that is done; ValueError if it is not, or if its files are not those that were written."""
+    return Result(run, *_stored(folder_of(run)))
 
 
-def _stored(folder: Path) -> tuple[dict, dict]:
+def _stored(folder: Path, *more: str) -> tuple[dict, list[dict], dict]:
+    """Arrays, history and record of an entry; ValueError if these files, or those named, are not whole."""
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        written = record.pop("checksums")  # An entry of an earlier version has none.
+        found = {name: digest(folder / name) for name in (*FILES[:2], *more)} | {
+            "run.json": digest(json.dumps(record))
+        }
+        if changed := [name for name in found if found[name] != written[name]]:
+            raise ValueError(f"{', '.join(changed)} changed since")
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} does not hold a run as it was written: {error!r}") from error
     with np.load(folder / "features.npz", allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    return arrays, json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")
+    return arrays, history, record
+
+
+def _entry(folder: Path, *more: str) -> tuple[dict, list[dict], dict] | None:
+    """The same, or None where nothing is; what is there but not whole is set aside, with a warning."""
+    try:
+        return _stored(folder, *more) if folder.exists() else None
+    except ValueError as error:
+        report(event="warning", text=storage.set_aside(folder, error))
 
 
 def execute(run: Run, device: str = "auto") -> Result:
@@ -110,33 +145,145 @@ def execute(run: Run, device: str = "auto") -> Result:
     return execute_all([run], device)[0]
 
 
-def execute_all(runs: Iterable[Run], device: str = "auto", jobs: int | None = None) -> list[Result]:
+def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", failed=None) -> list[Result]:
     """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each; or `jobs` at once.
 
-    Each distinct training is done once, and one that was begun is resumed. The results are in the order of `runs`. The
-    first run that fails (its data, backbone, weights or device are not to be had, or it diverges) raises a ValueError,
-    FileNotFoundError or FloatingPointError. What was done before stays, and nothing of the failed run does.
+    Each distinct training is done once, also where several processes ask for it, and one that was begun is resumed. The
+    results are in the order of `runs`. A run that fails (its data, backbone, weights or device are not to be had, or it
+    diverges) leaves the others going, and nothing of it stays. At the end one ValueError, OSError, FloatingPointError
+    or RuntimeError names all that failed; or the dict `failed` gets them with their errors, and their results are None.
+    Ctrl-C ends all processes; its KeyboardInterrupt says how many runs are done.
+
+    `cluster` is the address of a Dask scheduler, whose workers then execute the runs: one at a time each, on all of the
+    worker's threads, or on its GPU where workers have the resource `GPU`. They need this library, and the images in a
+    data folder of their own; what a run starts from travels with it, and its files come back, so that no disk need be
+    shared. When a worker dies, another one does its run again.
     """
-    from joblib import Parallel, cpu_count, delayed
+    from joblib import cpu_count
     from tqdm import tqdm
 
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    jobs = jobs or (1 if cluster or pick_device(device).type == "cuda" else cpu_count())
     _digest_of.cache_clear()  # files may have been replaced since
-    runs, jobs = list(runs), jobs or (1 if pick_device(device).type == "cuda" else cpu_count())
-    new = [run for run in runs if not is_done(run)]
-    for run in {run.key: run for run in runs if run not in new}.values():
-        report(event="run", status="cached", label=run.label)
-    bases = {run.base.key: run.base for run in new if run.base and not is_done(run.base)}
-    others = {run.key: run.trained for run in new if run.key not in bases}
-    workers = min(jobs, max(len(bases), len(others), 1))
-    carry_out = _carry_out if workers == 1 else partial(_in_worker, os.getpid())
-    parallel = Parallel(workers, "loky", return_as="generator_unordered", batch_size=1)
-    quiet = "DEEPKNN_PROGRESS" in os.environ or not new
-    with tqdm(total=len(bases) + len(others), desc="training", unit="run", disable=quiet) as bar:
-        for wave in (bases, others):  # what others start from comes first
-            tasks = [(run, folder_of(run), run.base and folder_of(run.base)) for run in wave.values()]
-            for _ in parallel(delayed(carry_out)(*task, data_digest(task[0]), device) for task in tasks):
-                bar.update()
-    return [load(run) for run in runs]
+    storage.sweep()
+    runs, errors = list(runs), {}
+    asked = {run.key: run for run in runs}
+    found = {key: entry for key, run in asked.items() if (entry := _entry(folder_of(run)))}
+    for key in found:
+        report(event="run", status="cached", label=asked[key].label)
+    bases = {run.base.key: run.base for key, run in asked.items() if run.base and key not in found}
+    bases = {key: run for key, run in bases.items() if not _entry(folder_of(run), *FILES)}
+    others = [run.trained for key, run in asked.items() if key not in found and key not in bases]
+    done, total = len(found), len(found) + len(bases) + len(others)
+    quiet, workers = (
+        "DEEPKNN_PROGRESS" in os.environ or done == total,
+        min(jobs, max(len(bases), len(others), 1)),
+    )
+    with tqdm(total=total - done, desc="training", unit="run", disable=quiet) as bar:
+        try:
+            with _workers(workers, cluster if done < total else "") as send:
+                for wave in ([*bases.values()], others):  # what others start from comes first
+                    for wait in (False, True):  # what another process is at comes last
+                        tasks, wave = wave, []
+                        for run, how, said in _outcomes(send, tasks, errors, device, wait):
+                            for text in said:
+                                report(event="warning", text=f"{run.label}: {text}")
+                            if how == "claimed":
+                                wave.append(run)
+                            elif isinstance(how, Exception):
+                                errors[run.key] = run, how
+                            else:
+                                done += 1
+                                report(event="run", status=how, label=run.label)
+                            bar.update(how != "claimed")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{done} of {total} done") from None
+    if errors and failed is None:
+        kind = next(k for k in (*_KINDS, RuntimeError) if isinstance([*errors.values()][0][1], k))
+        raise kind("; ".join(f"{run.label}: {error}" for run, error in errors.values()))
+    if errors:
+        failed |= {run: errors[run.key][1] for run in runs if run.key in errors}
+    found |= {
+        key: _stored(folder_of(run)) for key, run in asked.items() if key not in found and key not in errors
+    }
+    return [Result(run, *found[run.key]) if run.key in found else None for run in runs]
+
+
+def _outcomes(send: Callable, runs: list[Run], errors: dict, device: str, wait: bool) -> Iterator[tuple]:
+    """Each run, how it ended and its warnings, as they end: `trained`, `cached`, `claimed`, or an error."""
+    from joblib import Parallel
+
+    left = [run for run in runs if not run.base or run.base.key not in errors]
+    yield from ((run, ValueError("what it starts from failed"), []) for run in runs if run not in left)
+    tasks = [(run, device, wait, data_digest(run), run.base and data_digest(run.base)) for run in left]
+    parallel, mask = Parallel(return_as="generator_unordered", batch_size=1), signal.pthread_sigmask
+    mask(
+        signal.SIG_BLOCK, [signal.SIGINT]
+    )  # Workers inherit it: they end with this process, and say nothing.
+    try:
+        ended = parallel(send(*task) for task in tasks)
+    finally:
+        mask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    try:
+        with contextlib.closing(ended):
+            for run, how, said in ended:
+                left.remove(run)
+                if isinstance(how, dict):  # the files, from a cluster
+                    _put(folder_of(run), how)
+                    how = "trained"
+                yield run, how, said
+    except BrokenProcessPool:
+        told = "a process was killed, perhaps for want of memory; do fewer runs at once (--jobs)"
+        yield from ((run, RuntimeError(told), []) for run in left)
+
+
+@contextlib.contextmanager
+def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
+    """Make joblib use processes of this machine, or a Dask cluster; gives what makes a joblib task of a run."""
+    from joblib import delayed, parallel_config
+
+    if not cluster:
+        with parallel_config("loky", n_jobs=jobs, initializer=_begin_worker, initargs=(os.getpid(),)):
+            yield partial(delayed(_attempt), _carry_out)
+        return
+    try:
+        from distributed import Client
+        from joblib._dask import DaskDistributedBackend
+    except ImportError as error:
+        raise ValueError("a cluster needs Dask: pip install '.[cluster]', here and on the workers") from error
+
+    class Backend(DaskDistributedBackend):
+        """That of joblib, which waits for ever for a run that Dask gave up, and executes here if there is one worker."""
+
+        def effective_n_jobs(self, n_jobs):
+            return max(2, super().effective_n_jobs(n_jobs))
+
+        def submit(self, func, callback=None):
+            def told(future):
+                if future.exception():
+                    callback([(run, RuntimeError(f"Dask gave it up: {future.exception()}"), [])])
+
+            future, run = super().submit(func, callback), func.items[0][1][1]
+            future.add_done_callback(told)
+            return future
+
+    def send(run, device, wait, data, base):
+        return delayed(_attempt)(
+            _on_worker, run, device, data, base, base and _files(_folder(run.base, base))
+        )
+
+    try:
+        client = Client(cluster, timeout="10s", set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        told = (
+            f"no Dask scheduler answers at {cluster} ({error}); start one with `dask scheduler`, and workers"
+        )
+        raise OSError(told) from error
+    with client:
+        has_gpu = any("GPU" in worker["resources"] for worker in client.scheduler_info()["workers"].values())
+        with parallel_config(Backend(client=client, **{"resources": {"GPU": 1}} if has_gpu else {})):
+            yield send
 
 
 def pick_device(device: str) -> torch.device:
@@ -160,46 +307,111 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _in_worker(parent: int, *what) -> None:
-    """Execute a run in a process of its own, on one core."""
+def _begin_worker(parent: int) -> None:
+    """Make a process ready to execute runs, on one core."""
     _end_with(parent)
     torch.set_num_threads(1)
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
-    _carry_out(*what)
 
 
-def _carry_out(run: Run, folder: Path, base: Path | None, data: str, device: str) -> None:
-    """Execute `run` and leave `folder` whole; `base` is the folder of the run that it starts from, which is there."""
+def _on_worker(
+    run: Run, device: str, data: str, base: str | None, base_files: dict | None
+) -> dict[str, bytes]:
+    """Execute a run on a worker of a cluster, in its own data folder, and return the files."""
+    from distributed import get_worker
+
+    os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)
+    with _ONE_AT_A_TIME:
+        torch.set_num_threads(get_worker().state.nthreads)
+        _digest_of.cache_clear()
+        if data_digest(run) != data:
+            told = f"the worker {get_worker().address} has other images or weights in its {data_dir()}"
+            raise ValueError(f"{told}; copy those of this machine there")
+        if base:
+            _put(_folder(run.base, base), base_files)
+        _carry_out(run, device, True, data, base)
+        return _files(_folder(run, data))
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("run.json", *FILES)}
+
+
+def _put(folder: Path, files: dict[str, bytes]) -> None:
+    """Put the files of a run in place, unless they are there."""
+    with claim(folder):
+        if not _entry(folder, *FILES):
+            with whole_file(folder) as fresh:
+                fresh.mkdir()
+                for name, content in files.items():
+                    (fresh / name).write_bytes(content)
+
+
+def _attempt(work: Callable, run: Run, *what) -> tuple[Run, object, list[str]]:
+    """The run, what `work` returned or the error that it raised, and its warnings: a run that fails ends no other."""
+    with warnings.catch_warnings(record=True) as said:  # a worker's would end in the cell of a notebook
+        try:
+            how = work(run, *what)
+        except _KINDS as error:
+            how = error
+        except Exception as error:  # torch has kinds of its own, such as for want of memory
+            how = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    return (
+        run,
+        how,
+        [*dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning))],
+    )
+
+
+def _carry_out(run: Run, device: str, wait: bool, data: str, base: str | None) -> str:
+    """Execute `run` and leave its files; `data` and `base` are the digests of its data and its base's.
+
+    Returns `trained`, or `cached` if another process did it; if one is at it, waits, or returns `claimed`.
+    """
+    folder, start = _folder(run, data), run.base and _folder(run.base, base)
+    with claim(folder, wait) as mine:
+        if not mine or _entry(folder, *FILES):
+            return "cached" if mine else "claimed"
+        storage.sweep(0, f"runs/.{folder.name}*")  # of a process that was killed, as the claim is ours
+        where, started = pick_device(device), time.perf_counter()
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+        checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
+        try:
+            _ = checkpoint.is_file() and storage.load_state(checkpoint)
+        except ValueError as error:
+            warnings.warn(storage.set_aside(checkpoint, error), stacklevel=2)
+        execute_one = _on_features if METHODS[run.method].on_features else _on_images
+        arrays, history, state, about = execute_one(run, start, checkpoint, where)
+        record = {"run": asdict(run), "data": data, "collapsed": collapsed(history, run.config)} | about
+        threads = f"cpu ({torch.get_num_threads()} threads a run)"
+        record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
+        record |= {"seconds": time.perf_counter() - started, "versions": versions(), "commit": commit()}
+        with whole_file(folder) as fresh:
+            _write(fresh, Result(run, arrays, history, record), state)
+        checkpoint.unlink(missing_ok=True)
+    return "trained"
+
+
+def _write(folder: Path, result: Result, state: dict[str, torch.Tensor]) -> None:
+    """Write the files of a run; `run.json` has the scores for each K_p, and digests of itself and the other files."""
     from safetensors.torch import save_file
 
-    where, started = pick_device(device), time.perf_counter()
-    torch.backends.cudnn.benchmark = True  # all batches have one shape
-    checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
-    execute_one = _on_features if METHODS[run.method].on_features else _on_images
-    with warnings.catch_warnings(record=True) as said:  # a worker's would end in the cell of a notebook
-        arrays, history, state, about = execute_one(run, base, checkpoint, where)
-    for text in dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning)):
-        report(event="warning", text=f"{run.label}: {text}")
-    record = {"run": asdict(run), "data": data, "collapsed": collapsed(history, run.config)} | about
-    threads = f"cpu ({torch.get_num_threads()} threads a run)"
-    record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
-    record |= {"seconds": time.perf_counter() - started, "versions": versions(), "commit": commit()}
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-    fresh.mkdir(parents=True, exist_ok=True)
-    try:
-        np.savez(fresh / "features.npz", **arrays)
-        save_file({n: t.contiguous().cpu() for n, t in state.items()}, fresh / "model.safetensors")
-        pd.DataFrame(history or {"epoch": []}).to_csv(fresh / "history.csv", index=False)
-        (fresh / "run.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        try:
-            fresh.rename(folder)
-        except OSError:  # another process finished the same run first; its entry is as good
-            if not (folder / "run.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    checkpoint.unlink(missing_ok=True)
-    report(event="run", status="trained", label=run.label)
+    folder.mkdir()
+    np.savez(folder / "features.npz", **result.arrays)
+    save_file({n: t.contiguous().cpu() for n, t in state.items()}, folder / "model.safetensors")
+    pd.DataFrame(result.history or {"epoch": []}).to_csv(folder / "history.csv", index=False)
+    record = result.record | {"scores": scores_of(result)}
+    record["checksums"] = {name: digest(folder / name) for name in FILES} | {
+        "run.json": digest(json.dumps(record))
+    }
+    (folder / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def scores_of(result: Result) -> list[dict]:
+    """The scores for each K_p that is reported, as JSON has them: None for what is no number."""
+    every = dict.fromkeys((*METHODS[result.run.method].votes, result.run.k_predict))
+    rows = ({"k_predict": k} | result.scores(k) for k in every)
+    return [{name: None if np.isnan(value) else value for name, value in row.items()} for row in rows]
 
 
 def network_of(run: Run, n_classes: int, weights: str) -> Network:
@@ -244,22 +456,31 @@ def _frozen(network: Network, run: Run, both: dict) -> dict[str, np.ndarray]:
     seed = run.seed if run.weights == "none" else 0
     name = digest(content, run.backbone, run.weights, run.normalize, str(seed))
     path, known = data_dir() / "features" / f"{run.dataset.split(':')[0]}-{run.backbone}-{name}.npz", {}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            known = dict(zip(stored["ids"].tolist(), stored["features"], strict=True))
-    if not all(i in known for held in both.values() for i in held.ids.tolist()):
-        for held in both.values():
-            images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
-            features = extract_features(network, images).cpu().numpy()
-            known |= dict(zip(held.ids.tolist(), features, strict=True))
-        with whole_file(path) as temporary:
-            np.savez(temporary, ids=np.array(list(known)), features=np.stack(list(known.values())))
+    with claim(path):
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                known = dict(zip(stored["ids"].tolist(), stored["features"], strict=True))
+                if stored["checksum"] != digest(stored["ids"], stored["features"]):
+                    raise ValueError("its arrays are not those that were written")
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # NumPy raises many kinds
+            known = {}
+            warnings.warn(storage.set_aside(path, error), stacklevel=2)
+        if not all(i in known for held in both.values() for i in held.ids.tolist()):
+            for held in both.values():
+                images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
+                features = extract_features(network, images).cpu().numpy()
+                known |= dict(zip(held.ids.tolist(), features, strict=True))
+            arrays = {"ids": np.array(list(known)), "features": np.stack(list(known.values()))}
+            with whole_file(path) as temporary:
+                np.savez(temporary, **arrays, checksum=digest(*arrays.values()))
     return {f"{part}_features": np.stack([known[i] for i in held.ids]) for part, held in both.items()}
 
 
 def _on_features(run: Run, base: Path, *_) -> tuple:
     """The same for a method that learns on the feature vectors of the base run (Table 3)."""
-    arrays, record = _stored(base)
+    arrays, _, record = _stored(base)
     estimator = estimators.from_run(run)
     estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=partial(_tell, run))
     if SOFTMAX in METHODS[run.method].votes:

@@ -39,10 +39,9 @@ def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.
         origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
         for k_predict in votes or METHODS[run.method].votes:
             judged = {"k_predict": k_predict, "evaluate_on": run.evaluate_on} | sizes
-            judged |= metrics.scores(labels, result.predict(k_predict), len(names), record["smallest"])
-            recalls = 100 * metrics.class_recalls(labels, result.predict(k_predict), len(names))
-            recalls = {f"recall_{name}": recall for name, recall in zip(names, recalls, strict=True)}
-            rows.append(about | judged | (recalls if len(names) <= 10 else {}) | origin)
+            scores = result.scores(k_predict)
+            kept = scores if len(names) <= 10 else {name: scores[name] for name in SCORES}
+            rows.append(about | judged | kept | origin)
     return pd.DataFrame(rows)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deepknn_lib.criteria import LOSSES
+from deepknn_lib.datasets.load import check_split
 from deepknn_lib.models import NORMALIZE, SMALL
-from deepknn_lib.storage import digest
+from deepknn_lib.storage import digest, unknown
 from deepknn_lib.training import TrainingConfig
 
 CODE = 4  # raise when a change to the library changes what a Run gives: old cache entries are then left alone
@@ -55,8 +56,19 @@ TABLE4 = ("ce-knn", "deep-knn")
 # margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
 # (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
 PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
-# What a run shares with the base that it starts from.
-_SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights", "epochs")
+# What a run shares with the base that it starts from, where it was given: every other field is one method's own.
+_SHARED = (
+    "split",
+    "fold",
+    "seed",
+    "image_size",
+    "evaluate_on",
+    "backbone",
+    "weights",
+    "epochs",
+    "lr_decay_every",
+)
+_SHARED += ("batch_size", "precision")
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Run(TrainingConfig):
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+            raise unknown("method", self.method, METHODS)
         method = METHODS[self.method]
         object.__setattr__(self, "loss", method.loss if method.loss in LOSSES else "deep-knn")
         super().__post_init__()
@@ -94,7 +106,7 @@ class Run(TrainingConfig):
             raise ValueError(f"{self.method} cannot search the whole set; leave search_every at 0")
         for name, known in (("normalize", NORMALIZE), ("evaluate_on", ("test", "validation"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(known)}")
+                raise unknown(name, getattr(self, name), known)
         if (method.base is None) != (self.base is None):
             wants = "takes no" if self.base else "needs a"
             raise ValueError(f"{self.method} {wants} base run; see make_run()")
@@ -129,15 +141,26 @@ class Run(TrainingConfig):
         return f"{self.method} · {self.dataset} · {self.split} split · seed {self.seed}"
 
 
+def profile_of(name: str) -> dict:
+    """The settings of a profile; ValueError for a name that there is not."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
 def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run:
-    """The run of a method under a profile, with any field changed by name; ValueError for a name that there is not."""
-    for what, name, known in (("profile", profile, PROFILES), ("method", method, METHODS)):
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(known)}")
+    """The run of a method under a profile, with any field changed by name.
+
+    ValueError for a profile, method, data set, split or field that there is not.
+    """
+    own = profile_of(profile)
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
     names = [f.name for f in fields(Run)]
-    if unknown := set(changes) - set(names):
-        raise ValueError(f"a Run has no field {', '.join(sorted(unknown))}; it has {', '.join(names)}")
-    own, kind = PROFILES[profile], METHODS[method]
+    if others := sorted(set(changes) - set(names)):
+        raise unknown("field of a Run", others[0], names)
+    check_split(dataset, changes.get("split", Run.split), changes.get("fold", Run.fold))
+    kind = METHODS[method]
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
     if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
         settings = {"normalize": "none"} | settings
@@ -155,7 +178,7 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
 
 def grid(dataset, profile="demo", methods=TABLE2, split_names=("paper", "grouped"), seeds=None, **changes):
     """The runs of a comparison, so ordered that every seed finished is a whole one; `changes` as in `make_run`."""
-    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
+    seeds = profile_of(profile)["seeds"] if seeds is None else seeds
     order = [(seed, split, method) for seed in seeds for split in split_names for method in methods]
     return [make_run(dataset, m, profile, split=split, seed=seed, **changes) for seed, split, m in order]
 
