@@ -46,7 +46,7 @@ def test_lesions_leak_when_split_by_image_and_not_by_lesion(split):
     assert len(found.train) + len(found.test) == 3000 and not {*found.train.ids} & {*found.test.ids}
     assert found.train.images.shape[1:] == (3, 32, 32) and found.train.images.dtype == np.uint8
     assert found.class_names[found.info["smallest"]] == "df"
-    assert found.info["synthetic"] and found.info["grouped"]
+    assert found.info["synthetic"] and found.info["unit"] == "lesion"
     assert leaks or every_image_is_tested_once("lesions", 3000)
     part = datasets.validation_part(found)
     assert sorted([*part.train.ids, *part.test.ids]) == sorted(found.train.ids)
@@ -113,7 +113,7 @@ def test_class_folders_with_and_without_patients(data, tmp_path):
     assert plain.class_names == ("healthy", "ill") and plain.info["title"] == "x" and len(plain.test) == 4
     assert plain.train.labels.tolist() == ["ill" in i for i in plain.train.ids]
     assert np.abs(plain.train.images.mean((1, 2, 3)) - [sets.grey(i) for i in plain.train.ids]).max() < 2
-    assert shared(grouped) == 0 and grouped.info["grouped"] and not plain.info["grouped"]
+    assert shared(grouped) == 0 and (grouped.info["unit"], plain.info["unit"]) == ("patient", "")
     assert {*grouped.train.groups, *grouped.test.groups} == {f"P{c}{n}" for c in range(2) for n in range(5)}
     assert found.test.ids.tolist() == grouped.test.ids.tolist() and "stand-in" in found.info["title"]
     # Without them its split by group would leak, and not say so.

@@ -50,11 +50,6 @@ class Index:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def is_grouped(self) -> bool:
-        """Whether several images share a lesion or patient."""
-        return len(set(self.groups)) < len(self)
-
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
     """A CSV (or tab-separated .tab) file with at least these columns, as text; an error names the file if it is bad."""
@@ -266,23 +261,22 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
         raise ValueError(f"{what}: {advice}, as in folder:{base / sorted(nested)[0]}")
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    folders = {path for path in base.glob("*/*" if depth else "*") if path.is_dir()}
-    folders = {path.name for path in folders if not depth or path.parent.name in nested}
-    empty = sorted(name for name in folders - {*sizes} if name[0] != "." and name != "__MACOSX")
+    classes = (
+        [folder for part in nested for folder in (base / part).glob("[!.]*")] if depth else base.glob("[!.]*")
+    )
+    empty = sorted({path.name for path in classes if path.is_dir()} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
     inner = sorted({path[len(shared)] for path in inside if len(path) > len(shared)})
-    what, told = f"{base} needs folders of 2 or more classes with images; it has {there}", ""
+    told = f"{', '.join(empty)} is empty: remove it" if empty else ""
     if len(inner) > 1 and len(used) < len(inside) + 5:
         told = (
             f"it looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
         )
-    elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
+    elif len(sizes) < 2 and not (empty and tops):
         told = "put images into class folders, or write labels.csv with the columns image and label"
-    elif empty:
-        told = f"{', '.join(empty)} is empty: remove it"
-    if told or len(sizes) < 2:
-        raise ValueError(f"{what}; {told}" if told else what)
+    if told:
+        raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
     rows = [(*["/".join(path)] * 2, path[depth], PARTS[path[0].lower()] if depth else "") for path in used]
     return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
 
@@ -358,11 +352,13 @@ def digits(_: Path, __: str, ___: str) -> Index:
     return Index(scans.target.astype(np.int64), ids, ids, tuple("0123456789"), **known)
 
 
-def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], **known) -> Index:
+def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], images=None, **known) -> Index:
     """The index of "train", "test" and perhaps "val", which is put to the training part, and `known` fields of it."""
     ids = np.array([f"{part}/{n:06d}" for part, of_part in labels.items() for n in range(len(of_part))])
     parts = np.array([PARTS[image.split("/")[0]] for image in ids])
     numbers = np.concatenate([np.ravel(of_part) for of_part in labels.values()]).astype(np.int64)
+    if images:
+        known = {"blocks": lambda _: images, "key": digest(*images), "channels": images[0].shape[1]}
     return Index(numbers, ids, ids, tuple(names), parts=parts, **known)
 
 
@@ -371,9 +367,8 @@ def mnist(root: Path, _: str, __: str) -> Index:
     from torchvision.datasets import MNIST
 
     train, test = (MNIST(root, train=train, download=True) for train in (True, False))
-    images, labels = [part.data.numpy()[:, None] for part in (train, test)], (train.targets, test.targets)
-    known = {"blocks": lambda _: images, "key": digest(*images), "channels": 1}
-    return index_of_parts({"train": labels[0], "test": labels[1]}, "0123456789", **known)
+    images = [part.data.numpy()[:, None] for part in (train, test)]
+    return index_of_parts({"train": train.targets, "test": test.targets}, "0123456789", images)
 
 
 def stl10(root: Path, _: str, __: str) -> Index:
@@ -381,8 +376,8 @@ def stl10(root: Path, _: str, __: str) -> Index:
     from torchvision.datasets import STL10
 
     train, test = (STL10(root, part, download=True) for part in ("train", "test"))
-    known = {"blocks": lambda _: (train.data, test.data), "key": digest(train.data, test.data)}
-    return index_of_parts({"train": train.labels, "test": test.labels}, CATALOG["stl10"].classes, **known)
+    labels = {"train": train.labels, "test": test.labels}
+    return index_of_parts(labels, CATALOG["stl10"].classes, [train.data, test.data])
 
 
 def medmnist_info(argument: str) -> dict:
