@@ -30,8 +30,8 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` (what a group is, "lesion"
-    or "patient"; empty if none are given) and `smallest`, the label of the class with the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion" or "patient", what a
+    group is; empty if none are given) and `smallest`, the label of the class with the fewest images in the whole set.
     """
 
     name: str
@@ -128,7 +128,7 @@ def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = ra
     `folds` holds by the name of a split the fold that tests on each row. What keeps a part from being judged is an
     "error" for the first of the folds that are `tested`, and a "warning" for the others.
     """
-    names, found = np.array(index.class_names), [("warning", "left out", note) for note in index.notes]
+    names, found = np.array(index.class_names), [("warning", "layout", note) for note in index.notes]
     sizes = np.bincount(index.labels, minlength=len(names))
     for c in np.flatnonzero(sizes < N_FOLDS):
         told = (

@@ -72,10 +72,7 @@ def some(names: Iterable[str], what: str) -> str:
 
 
 def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str, **known) -> Index:
-    """The index of a table's rows (image, class, group), the files by id, and what else is `known`.
-
-    ValueError if rows and files do not fit.
-    """
+    """The index of a table's rows (image, class, group) and the files by id; ValueError if they do not fit."""
     rows = rows.set_axis(["image", "class", "group"], axis=1).sort_values("image", ignore_index=True)
     images = rows["image"]
     checks = {
