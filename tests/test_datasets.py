@@ -148,7 +148,7 @@ def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number
     assert re.search(said, told), told
     again = load_dataset(f"folder:{root}", "grouped", 1, 16)  # is the same split, and shown once
     assert again.test.ids.tolist() == found.test.ids.tolist() and again.info["unit"] == ""
-    assert distinct_splits(f"folder:{root}", load.SPLITS) == ["paper"]
+    assert load.distinct_splits(f"folder:{root}", load.SPLITS) == ["paper"]
 
 
 def test_a_table_of_labels_gives_classes_patients_and_parts(data):

@@ -30,8 +30,8 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion" or "patient", what a
-    group is; empty if none are given) and `smallest`, the label of the class with the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` (what a group is, such as
+    "patient"; empty if none are given) and `smallest`, the label of the class with the fewest images in the whole set.
     """
 
     name: str
