@@ -21,7 +21,6 @@ from deepknn_lib.datasets import (
     CATALOG,
     available,
     dataset_digest,
-    distinct_splits,
     load,
     load_dataset,
     verify,

@@ -131,9 +131,7 @@ def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = ra
     names, found = np.array(index.class_names), [("warning", "layout", note) for note in index.notes]
     sizes = np.bincount(index.labels, minlength=len(names))
     for c in np.flatnonzero(sizes < N_FOLDS):
-        told = (
-            f"{names[c]} has {sizes[c]} images; five folds need 5 or more. Add images, or leave the class out"
-        )
+        told = f"{names[c]} has {sizes[c]} images; five folds need 5. Add images, or leave the class out"
         found.append(("error", "small classes", told))
     if not index.unit:
         found.append(("warning" if index.files else "note", "no groups", NO_GROUPS))

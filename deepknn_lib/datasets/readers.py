@@ -183,15 +183,14 @@ def own_images(root: Path, argument: str, _: str) -> Index:
         if "file" not in groups or groups.shape[1] == 1:
             raise ValueError(f"{source} needs the column file and one more, such as patient_id")
         images = full_ids(groups.pop("file"), base, source, files)
-        rows, unit = groups.assign(image=images, group=groups.iloc[:, 0]), UNIT.sub("", groups.columns[0])
-        rows = rows.assign(**{"class": images.map(known["class"])})[~images.isin(left_out)]
+        rows = pd.DataFrame(
+            {"image": images, "class": images.map(known["class"]), "group": groups.iloc[:, 0]}
+        )
+        rows, unit = rows[~images.isin(left_out)], UNIT.sub("", groups.columns[0]) or "group"
     elif not unit:
         patients, more = by_header(files)
-        rows["group"], unit = (
-            [patients.get(image, image) for image in rows["image"]],
-            "patient" * bool(patients),
-        )
-        notes += more + likely_patients(rows) * (not unit)
+        rows["group"] = [patients.get(image, image) for image in rows["image"]]
+        unit, notes = "patient" * bool(patients), notes + more + likely_patients(rows) * (not patients)
     names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
     index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
     parts = known["part"].reindex(index.ids).to_numpy(str)
@@ -200,23 +199,22 @@ def own_images(root: Path, argument: str, _: str) -> Index:
 
 def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
-    images, others, seen = {}, [], set()
+    images, others, seen = {}, {}, set()
     for folder, inner, names in os.walk(base, followlinks=True):
         again = os.path.realpath(folder) in seen  # A link leads back.
         inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX" and not again]
         seen.add(os.path.realpath(folder))
         for path in (Path(folder, name) for name in names if name[0] != "."):
-            image, suffix = path.relative_to(base).as_posix(), path.suffix.lower()
-            if suffix in SUFFIXES | DICOM or (suffix not in TEXTS and is_dicom(path)):
-                images[image] = path
-            elif suffix not in TEXTS:
-                others.append(image)
+            if path.suffix.lower() not in TEXTS:
+                (images if is_image(path) else others)[path.relative_to(base).as_posix()] = path
     told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
     return dict(sorted(images.items())), [told] * bool(others)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, whatever its name."""
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, or begins as DICOM does."""
+    if path.suffix.lower() in SUFFIXES | DICOM:
+        return True
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -248,14 +246,7 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     paths = [image.split("/") for image in files]
     tops = {path[0] for path in paths if len(path) > 1}
     nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
-    there, depth = (
-        ", ".join(sorted(tops)) or "none",
-        int({PARTS[top.lower()] for top in nested} == {"train", "test"}),
-    )
-    if nested and not depth and all(top.lower() in PARTS for top in tops):
-        what = f"{base} has the parts {there}, and class folders in {', '.join(sorted(nested))} only"
-        advice = "rename a part with class folders to test, or name one part for five folds of it"
-        raise ValueError(f"{what}: {advice}, as in folder:{base / sorted(nested)[0]}")
+    depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
     classes = (
@@ -264,15 +255,20 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     empty = sorted({path.name for path in classes if path.is_dir()} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
-    inner = sorted({path[len(shared)] for path in inside if len(path) > len(shared)})
-    told = f"{', '.join(empty)} is empty: remove it" if empty else ""
-    if len(inner) > 1 and len(used) < len(inside) + 5:
+    inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
+    if nested and not depth and all(top.lower() in PARTS for top in tops):
+        told = f"class folders are in {', '.join(sorted(nested))} only: rename a part with class folders to test, or "
+        told += f"name one part for five folds of it, as in folder:{base / min(nested)}"
+    elif len(inner) > 1 and len(used) < len(inside) + 5:
         told = (
             f"it looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
         )
-    elif len(sizes) < 2 and not (empty and tops):
+    elif empty and tops:
+        told = f"{', '.join(empty)} is empty: remove it"
+    elif len(sizes) < 2:
         told = "put images into class folders, or write labels.csv with the columns image and label"
     if told:
+        there = ", ".join(sorted(tops)) or "none"
         raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
     rows = [(*["/".join(path)] * 2, path[depth], PARTS[path[0].lower()] if depth else "") for path in used]
     return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
@@ -280,10 +276,8 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
 
 def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
     """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
-    dicom = {image: path for image, path in files.items() if path.suffix.lower() not in SUFFIXES}
-    told = {
-        image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items() if path.is_file()
-    }
+    dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
+    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
     told = {image: patient for image, patient in told.items() if patient}
     if len({*told.values()}) < 2:
         return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
