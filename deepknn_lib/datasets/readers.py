@@ -183,10 +183,9 @@ def own_images(root: Path, argument: str, _: str) -> Index:
         if "file" not in groups or groups.shape[1] == 1:
             raise ValueError(f"{source} needs the column file and one more, such as patient_id")
         images = full_ids(groups.pop("file"), base, source, files)
-        rows = pd.DataFrame(
-            {"image": images, "class": images.map(known["class"]), "group": groups.iloc[:, 0]}
-        )
-        rows, unit = rows[~images.isin(left_out)], UNIT.sub("", groups.columns[0]) or "group"
+        unit, kinds = UNIT.sub("", groups.columns[0]) or "group", images.map(known["class"])
+        rows = pd.DataFrame({"image": images, "class": kinds, "group": groups.iloc[:, 0]})
+        rows = rows[~images.isin(left_out)]
     elif not unit:
         patients, more = by_header(files)
         rows["group"] = [patients.get(image, image) for image in rows["image"]]
@@ -213,8 +212,9 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
 
 def is_image(path: Path) -> bool:
     """Whether a file is an image by its name, or begins as DICOM does."""
-    if path.suffix.lower() in SUFFIXES | DICOM:
-        return True
+    named = path.suffix.lower() in SUFFIXES | DICOM
+    if named or not path.is_file():
+        return named
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -233,9 +233,7 @@ def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataF
         rows["part"] = told.map(PARTS).fillna("")
         if {*rows["part"]} != {"train", "test"}:
             wrong = some(sorted({*told} - PARTS.keys()), "unknown words")
-            raise ValueError(
-                f"{source}: the column split needs train and test (and perhaps val); it has {wrong}"
-            )
+            raise ValueError(f"{source}: the column split needs train and test (perhaps val); it has {wrong}")
         if val := told.str.startswith("val").sum():
             notes.append(f"{val} images of the split val are put to the training part")
     return rows, units.get(group, ""), notes
@@ -249,10 +247,10 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    classes = (
-        [folder for part in nested for folder in (base / part).glob("[!.]*")] if depth else base.glob("[!.]*")
-    )
-    empty = sorted({path.name for path in classes if path.is_dir()} - {*sizes, "__MACOSX"})
+    classes = [
+        path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*") if path.is_dir()
+    ]
+    empty = sorted({path.name for path in classes} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
     inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
@@ -260,11 +258,9 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
         told = f"class folders are in {', '.join(sorted(nested))} only: rename a part with class folders to test, or "
         told += f"name one part for five folds of it, as in folder:{base / min(nested)}"
     elif len(inner) > 1 and len(used) < len(inside) + 5:
-        told = (
-            f"it looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
-        )
+        told = f"it looks one level too high: use folder:{base.joinpath(*shared)} with {', '.join(inner)}"
     elif empty and tops:
-        told = f"{', '.join(empty)} is empty: remove it"
+        told = f"{', '.join(empty)} has no images of a known kind: convert them, or remove it"
     elif len(sizes) < 2:
         told = "put images into class folders, or write labels.csv with the columns image and label"
     if told:
@@ -281,10 +277,9 @@ def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
     told = {image: patient for image, patient in told.items() if patient}
     if len({*told.values()}) < 2:
         return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
-    without = some(sorted(files.keys() - told.keys()), "images")
-    return told, [f"{without} have no PatientID; each counts as one of another patient"] * (
-        len(told) < len(files)
-    )
+    without = sorted(files.keys() - told.keys())
+    note = f"{some(without, 'images')} have no PatientID; each counts as one of another patient"
+    return told, [note] * bool(without)
 
 
 @functools.cache
