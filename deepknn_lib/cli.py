@@ -172,7 +172,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _grid(arguments: argparse.Namespace) -> int:
-    from deepknn_lib.datasets import distinct_splits
+    from deepknn_lib.datasets.load import distinct_splits
     from deepknn_lib.storage import whole_file
     from deepknn_lib.study import results, runs
     from deepknn_lib.study.experiments import execute_all

@@ -29,6 +29,15 @@ def png(width, height, depth, colour, rows, bits=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def tiff(values, bits=12):
+    """The bytes of a TIFF whose greys are packed into 12 bits each, and say so."""
+    bits_of_all = "".join(f"{value:0{bits}b}" for value in values.ravel())
+    packed, (height, width) = int(bits_of_all, 2).to_bytes(len(bits_of_all) // 8, "big"), values.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", 9) + entries + bytes(4)
+
+
 def over_white(colours, alpha):
     return colours * (alpha / 255)[..., None] + 255 - alpha[..., None]
 
@@ -73,6 +82,7 @@ GOOD = {
     "16 of 32 bits": (Image.fromarray(DEEP.astype(np.int32)), "a.tif", {}, SIXTEEN, 0),
     "12 bits as the upper of 16": (TWELVE_OF_16[1], "a.png", {}, LOW[..., None] * 16 / 257, 0.51),
     "12 bits as the lower of 16": (TWELVE_OF_16[0], "a.png", {}, LOW[..., None] / 4095 * 255, 0.51),
+    "TIFF of 12 bits": (tiff(LOW), "a.tif", {}, LOW[..., None] / 4095 * 255, 0.51),
     "a range in TIFF": (Image.fromarray(LOW), "a.tif", {"tiffinfo": {340: 1000.0, 341: 3000.0}}, RANGED, 0.51),
     "16 bits of colour": (SHORT_PNG, "a.png", {}, SHORT / 257, 1),
     "first frame": (RED, "a.gif", SEVERAL, [255, 0, 0], 0),
@@ -240,53 +250,41 @@ def test_decoding_happens_once_and_in_order(data, monkeypatch):
         monkeypatch.setattr(decode, "open_image", lambda _: pytest.fail("decoded again"))
 
 
-def test_deep_greys_are_scaled_by_the_range_of_their_set(data):
-    """Of 16 bits 12 or 8 are used by all images together; a header that tells the range goes first."""
-    root = class_folders(data / "deep")
-    for path in root.glob("*/*.png"):
-        grey = np.asarray(Image.open(path)).astype(np.uint16)
-        for image, folder in ((grey * 16, "12"), (grey, "8"), (grey * 257, "16")):
-            (target := data / folder / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(target)
-    wanted = load_dataset(f"folder:{root}", "paper", 1, 48).train
-    for bits, off in (("16", 0), ("8", 0), ("12", 1)):
-        found = load_dataset(f"folder:{data / bits}", "paper", 1, 48).train
-        assert np.abs(found.images.astype(int) - wanted.images).max() <= off, bits
-    table, told = (
-        verify.of_dataset(f"folder:{data / '12'}")[0],
-        "20 images of 16 bits use values up to 3[0-9]{3}; 4095 is",
-    )
-    assert table[table["check"] == "range of values"]["detail"].str.match(told).tolist() == [True]
+def test_deep_greys_are_scaled_by_the_bits_that_their_set_uses(data):
+    root, found = class_folders(data / "deep"), {}
+    for bits, factor in (("as they are", 0), ("8", 1), ("12", 16), ("16", 257)):
+        for path in root.glob("*/*.png") if factor else ():
+            (target := data / bits / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * np.uint16(factor)).save(target)
+        folder = data / bits if factor else root
+        found[bits] = load_dataset(f"folder:{folder}", "paper", 1, 48).train.images.astype(int)
+        off = np.abs(found[bits] - found["as they are"]).max()
+        assert off <= (bits == "12"), bits  # 4095 is not 16 times 255
+    table = verify.of_dataset(f"folder:{data / '12'}")[0].set_index("check")["detail"]
+    assert re.match("20 images of 16 bits use values up to 3[0-9]{3}; 4095 is", table["range of values"])
 
 
-@pytest.mark.parametrize("harm", ["zeros", "cut", "no checksum"])
-def test_a_damaged_copy_is_named_set_aside_and_made_again(data, harm):
+@pytest.mark.parametrize(("keep", "zeros", "named"), [(None, 9999, True), (-9, 0, True), (-4, 0, False)])
+def test_a_damaged_copy_is_named_set_aside_and_made_again(data, keep, zeros, named):
     name = f"folder:{class_folders(data / 'x', groups=True)}"
     before = load_dataset(name, "paper", 1, 24)
     (path,) = (data / "cache").glob("*.uint8")
     whole = path.read_bytes()
-    path.write_bytes(
-        {"zeros": bytes(9999) + whole[9999:], "cut": whole[:-9], "no checksum": whole[:-4]}[harm]
-    )
+    path.write_bytes((bytes(zeros) + whole[zeros:])[:keep])
     with warnings.catch_warnings(record=True) as said:
         assert np.array_equal(load_dataset(name, "paper", 1, 24).train.images, before.train.images)
-    assert path.read_bytes() == whole
-    assert (
-        [str(one.message) for one in said] == []
-        if harm == "no checksum"
-        else re.search("was damaged", str(said[0]))
-    )
-    assert path.with_suffix(".damaged").exists() == (harm != "no checksum")  # a copy of an earlier version
+    assert path.read_bytes() == whole and path.with_suffix(".damaged").exists() == named
+    assert ["was damaged" in str(one.message) for one in said] == [
+        True
+    ] * named  # not one of an earlier version
 
 
 def test_two_processes_decode_once(data):
     """The second waits for the first, and takes what it has made."""
-    root = class_folders(data / "x")
     code = "import time\nfrom deepknn_lib.datasets import decode, load_dataset\n_open = decode.open_image\n"
     code += "def slow(*how):\n    print('opened', flush=True)\n    time.sleep(0.05)\n    return _open(*how)\n"
-    code += f"decode.open_image = slow\nload_dataset('folder:{root}', 'paper', 1, 24)"
-    two = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    code += f"decode.open_image = slow\nload_dataset('folder:{class_folders(data / 'x')}', 'paper', 1, 24)"
+    start = {"stdout": subprocess.PIPE, "text": True}
+    two = [subprocess.Popen([sys.executable, "-c", code], **start) for _ in range(2)]
     assert sum(one.communicate()[0].count("opened") for one in two) == 20
     assert [one.returncode for one in two] == [0, 0]

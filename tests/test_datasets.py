@@ -21,7 +21,6 @@ from deepknn_lib.datasets import (
     CATALOG,
     available,
     dataset_digest,
-    distinct_splits,
     load,
     load_dataset,
     verify,
@@ -46,7 +45,7 @@ def test_lesions_leak_when_split_by_image_and_not_by_lesion(split):
     assert len(found.train) + len(found.test) == 3000 and not {*found.train.ids} & {*found.test.ids}
     assert found.train.images.shape[1:] == (3, 32, 32) and found.train.images.dtype == np.uint8
     assert found.class_names[found.info["smallest"]] == "df"
-    assert found.info["synthetic"] and found.info["grouped"]
+    assert found.info["synthetic"] and found.info["unit"] == "lesion"
     assert leaks or every_image_is_tested_once("lesions", 3000)
     part = datasets.validation_part(found)
     assert sorted([*part.train.ids, *part.test.ids]) == sorted(found.train.ids)
@@ -113,7 +112,7 @@ def test_class_folders_with_and_without_patients(data, tmp_path):
     assert plain.class_names == ("healthy", "ill") and plain.info["title"] == "x" and len(plain.test) == 4
     assert plain.train.labels.tolist() == ["ill" in i for i in plain.train.ids]
     assert np.abs(plain.train.images.mean((1, 2, 3)) - [sets.grey(i) for i in plain.train.ids]).max() < 2
-    assert shared(grouped) == 0 and grouped.info["grouped"] and not plain.info["grouped"]
+    assert shared(grouped) == 0 and (grouped.info["unit"], plain.info["unit"]) == ("patient", "")
     assert {*grouped.train.groups, *grouped.test.groups} == {f"P{c}{n}" for c in range(2) for n in range(5)}
     assert found.test.ids.tolist() == grouped.test.ids.tolist() and "stand-in" in found.info["title"]
     # Without them its split by group would leak, and not say so.
@@ -148,7 +147,7 @@ def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number
     assert re.search(said, told), told
     again = load_dataset(f"folder:{root}", "grouped", 1, 16)  # is the same split, and shown once
     assert again.test.ids.tolist() == found.test.ids.tolist() and again.info["unit"] == ""
-    assert distinct_splits(f"folder:{root}", load.SPLITS) == ["paper"]
+    assert load.distinct_splits(f"folder:{root}", load.SPLITS) == ["paper"]
 
 
 def test_a_table_of_labels_gives_classes_patients_and_parts(data):
@@ -156,41 +155,34 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     (root / "images" / "new.png").write_bytes(b"without a row")
     for name in (f"folder:{root}", f"folder:{root / 'images'}"):
         found, said = loaded(name, "grouped")
-        assert (
-            found.class_names == ("healthy", "ill") and found.info["unit"] == "patient" and not shared(found)
+        ids = all_of(found, "ids")
+        assert (found.class_names, found.info["unit"]) == (("healthy", "ill"), "patient") and not shared(
+            found
         )
-        assert (
-            all_of(found, "labels") == ["ill" in i for i in all_of(found, "ids")]
-            and len(all_of(found, "ids")) == 20
-        )
-        assert {"ill_2.png", "deep/ill_3.png"} <= {
-            *all_of(found, "ids")
-        } and "(new.png) without a row" in said
-    lines = (root / "labels.csv").read_text().split()
-    parts = [
-        line + ("," + ("Train", "val", "test")[n % 3] if n else ",split") for n, line in enumerate(lines)
-    ]
-    (root / "labels.csv").write_text("\n".join(parts))
+        assert all_of(found, "labels") == ["ill" in i for i in ids] and len(ids) == 20
+        assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
+    head, *lines = (root / "labels.csv").read_text().split()
+    parts = [f"{line},{('Train', 'val', 'test')[n % 3]}" for n, line in enumerate(lines)]
+    (root / "labels.csv").write_text("\n".join([f"{head},split", *parts]))
     found, said = loaded(f"folder:{root}")
-    assert (len(found.train), len(found.test)) == (13, 7) and "7 images of the split val are put to" in said
+    assert (len(found.train), len(found.test)) == (14, 6) and "7 images of the split val are put to" in said
     checks = verify.of_dataset(f"folder:{root}")[1].set_index("check")["the first"]
-    assert "7 of 7 test images (100.0%) have groups in training" in checks["groups across the split"]
+    assert "6 of 6 test images (100.0%) have groups in training" in checks["groups across the split"]
 
 
 def test_patients_are_read_from_dicom_unless_all_are_one(data):
-    for n in range(20):
-        (path := data / "x" / "ab"[n % 2] / f"1.2.{n}").parent.mkdir(
-            parents=True, exist_ok=True
-        )  # without an ending
-        path.write_bytes(
-            sets.dicom(np.full((20, 20), 9 * n, np.uint8), PatientID=f"P{n // 2}" if n < 18 else "")
-        )
-    found, said = loaded(f"folder:{data / 'x'}", "grouped")
-    assert not shared(found) and found.info["unit"] == "patient" and len({*all_of(found, "groups")}) == 11
-    assert "2 images (a/1.2.18, b/1.2.19) have no PatientID" in said
-    for path in (data / "x").glob("*/*"):
-        path.write_bytes(sets.dicom(np.full((20, 20), 9, np.uint8), PatientID="ANON"))
-    found, said = loaded(f"folder:{data / 'x'}", "grouped")
+    name, patients = f"folder:{data / 'x'}", [f"P{n // 2}" for n in range(18)] + ["", ""]
+    for people in (patients, ["ANON"] * 20):
+        for n, patient in enumerate(people):
+            (path := data / "x" / "ab"[n % 2] / f"1.2.{n}").parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(sets.dicom(np.full((20, 20), 9 * n, np.uint8), PatientID=patient))
+        found, said = loaded(name, "grouped")
+        if people is patients:
+            assert not shared(found) and (found.info["unit"], len({*all_of(found, "groups")})) == (
+                "patient",
+                11,
+            )
+            assert "2 images (a/1.2.18, b/1.2.19) have no PatientID" in said
     assert (
         found.info["unit"] == ""
         and "PatientID is the same in all DICOM files" in said
@@ -200,18 +192,18 @@ def test_patients_are_read_from_dicom_unless_all_are_one(data):
 
 def test_a_part_that_cannot_be_judged_is_refused_before_training(data):
     root = class_folders(data / "x", groups=True)
-    groups = (root / "groups.csv").read_text()
-    (root / "groups.csv").write_text(re.sub("ill/(.*),.*", r"ill/\1,P", groups))
-    assert "all images of ill are of one patient" in loaded(f"folder:{root}")[1]
-    told = []
+    groups, told = root / "groups.csv", []
+    groups.write_text(re.sub("ill/(.*),.*", r"ill/\1,P", groups.read_text()))
     for fold in range(1, 6):
         try:
             told.append(loaded(f"folder:{root}", "grouped", fold)[1])
         except ValueError as error:
             told.append(f"error {error}")
-    lacking = [re.search("its (.*) part has no images of ill", text)[1] for text in told]
-    assert sorted(lacking) == ["test"] * 4 + ["training"]
-    assert told[lacking.index("training")].startswith("error")
+    assert "all images of ill are of one patient" in loaded(f"folder:{root}")[1]
+    assert sum("its test part has no images of ill" in text for text in told) == 4
+    assert (
+        sum(text.startswith("error") and "training part has no images of ill" in text for text in told) == 1
+    )
 
 
 def test_the_digest_is_of_contents(data, tmp_path):

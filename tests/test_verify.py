@@ -97,7 +97,7 @@ CASES = {
         f"{SAME} i0 i1 {EXACT}", f"{NEAR} i5 i6 {ALIKE}",
         rf"note duplicates {ACROSS} paper 2 of 2 test images \(100.0%\) have duplicates in training"]),
     "no groups": ({}, {"unit": ""}, {}, PAPER, ["(warning|note) no groups no groups are given: images of one"]),
-    "left out": ({}, {"notes": ("3 files (a, b, c)",)}, {}, {}, [r"warning left out 3 files \(a, b, c\)"]),
+    "layout": ({}, {"notes": ("3 files (a, b, c)",)}, {}, {}, [r"warning layout 3 files \(a, b, c\)"]),
     "one patient": ({}, {"groups": np.array([*"aaaaaaaaaa"])}, {}, {"grouped": np.ones(10)}, [
         "warning parts all images of a, b are of one patient",
         "error parts split grouped, fold 1: its training part has no images of a, b",
@@ -167,9 +167,11 @@ def test_all_pairs_are_compared_whatever_the_blocks(monkeypatch):
 
 
 def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(tmp_path, data, capsys):  # noqa: F811
-    root = class_folders(tmp_path / "set")  # another folder of this name keeps its report
+    root, other = (class_folders(tmp_path / name / "set") for name in "ab")
     assert module.report(f"folder:{root}") == 0
     said = capsys.readouterr().out
+    module.report(f"folder:{other}")
+    assert len([*(data / "verify").glob("folder-set-*.csv")]) == 2  # of two folders of one name
     assert said.count("nothing found") == 12 and said.count("not known: no groups are given") == 2
     assert re.search("no groups +0 +1 +0 +no groups are given", said) and "grouped" not in said
     (root / "healthy" / "3.png").write_bytes(b"")

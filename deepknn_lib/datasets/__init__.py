@@ -3,9 +3,8 @@
 from deepknn_lib.datasets import verify
 from deepknn_lib.datasets.decode import ImageSet, Rows
 from deepknn_lib.datasets.download import download
-from deepknn_lib.datasets.load import Dataset, available, dataset_digest, distinct_splits
-from deepknn_lib.datasets.load import load_dataset, validation_part
+from deepknn_lib.datasets.load import Dataset, available, dataset_digest, load_dataset, validation_part
 from deepknn_lib.datasets.readers import CATALOG
 
-__all__ = ["CATALOG", "Dataset", "ImageSet", "Rows", "available", "dataset_digest", "distinct_splits"]
-__all__ += ["download", "load_dataset", "validation_part", "verify"]
+__all__ = ["CATALOG", "Dataset", "ImageSet", "Rows", "available", "dataset_digest", "download"]
+__all__ += ["load_dataset", "validation_part", "verify"]

@@ -30,9 +30,8 @@ MANY = 5000  # images; our split by group takes long over as many groups, and ne
 class Dataset:
     """A training and a test part; the class names in the order of the labels; and what a reader has to know.
 
-    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` ("lesion", "patient" or
-    another; empty where no groups are given), `grouped` (whether several images share one) and `smallest`, the label of
-    the class with the fewest images in the whole set.
+    `info` holds `title`, `synthetic` (bool), `licence`, `citation`, `split`, `fold`, `unit` (what a group is, such as
+    "patient"; empty if none are given) and `smallest`, the label of the class with the fewest images in the whole set.
     """
 
     name: str
@@ -77,7 +76,7 @@ def load_dataset(
         rows.to_csv(temporary, index=False, lineterminator="\n")
     info = {key: getattr(entry, key) for key in ("synthetic", "licence", "citation")}
     info |= {"split": split, "fold": fold, "smallest": int(np.bincount(index.labels).argmin())}
-    info |= {"title": index.title or entry.title, "grouped": index.is_grouped, "unit": index.unit}
+    info |= {"title": index.title or entry.title, "unit": index.unit}
     if len(index.class_names) < entry.n_classes:
         info["title"] += f", {len(index.class_names)} of its {entry.n_classes} classes"
     train, test = everything.take((folds != fold) & (folds >= 0)), everything.take(folds == fold)
@@ -127,12 +126,10 @@ def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = ra
     `folds` holds by the name of a split the fold that tests on each row. What keeps a part from being judged is an
     "error" for the first of the folds that are `tested`, and a "warning" for the others.
     """
-    names, found = np.array(index.class_names), [("warning", "left out", note) for note in index.notes]
+    names, found = np.array(index.class_names), [("warning", "layout", note) for note in index.notes]
     sizes = np.bincount(index.labels, minlength=len(names))
     for c in np.flatnonzero(sizes < N_FOLDS):
-        told = (
-            f"{names[c]} has {sizes[c]} images; five folds need 5 or more. Add images, or leave the class out"
-        )
+        told = f"{names[c]} has {sizes[c]} images; five folds need 5. Add images, or leave the class out"
         found.append(("error", "small classes", told))
     if not index.unit:
         found.append(("warning" if index.files else "note", "no groups", NO_GROUPS))
@@ -219,7 +216,8 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
     """
     single = entry_of(name)[1] == "folder" and not index.unit
     if split == "grouped" and not single:
-        by_group = index.is_grouped or (len(index) <= MANY and index.parts is None)
+        shared = len({*index.groups}) < len(index)
+        by_group = shared or (len(index) <= MANY and index.parts is None)
         return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
     if index.parts is not None:
         folds = (index.parts == "test").astype(np.int64)

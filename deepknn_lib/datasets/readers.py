@@ -50,11 +50,6 @@ class Index:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def is_grouped(self) -> bool:
-        """Whether several images share a lesion or patient."""
-        return len(set(self.groups)) < len(self)
-
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
     """A CSV (or tab-separated .tab) file with at least these columns, as text; an error names the file if it is bad."""
@@ -77,10 +72,7 @@ def some(names: Iterable[str], what: str) -> str:
 
 
 def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str, **known) -> Index:
-    """The index of a table's rows (image, class, group), the files by id, and what else is `known`.
-
-    ValueError if rows and files do not fit.
-    """
+    """The index of a table's rows (image, class, group) and the files by id; ValueError if they do not fit."""
     rows = rows.set_axis(["image", "class", "group"], axis=1).sort_values("image", ignore_index=True)
     images = rows["image"]
     checks = {
@@ -191,15 +183,13 @@ def own_images(root: Path, argument: str, _: str) -> Index:
         if "file" not in groups or groups.shape[1] == 1:
             raise ValueError(f"{source} needs the column file and one more, such as patient_id")
         images = full_ids(groups.pop("file"), base, source, files)
-        rows, unit = groups.assign(image=images, group=groups.iloc[:, 0]), UNIT.sub("", groups.columns[0])
-        rows = rows.assign(**{"class": images.map(known["class"])})[~images.isin(left_out)]
+        unit, kinds = UNIT.sub("", groups.columns[0]) or "group", images.map(known["class"])
+        rows = pd.DataFrame({"image": images, "class": kinds, "group": groups.iloc[:, 0]})
+        rows = rows[~images.isin(left_out)]
     elif not unit:
         patients, more = by_header(files)
-        rows["group"], unit = (
-            [patients.get(image, image) for image in rows["image"]],
-            "patient" * bool(patients),
-        )
-        notes += more + likely_patients(rows) * (not unit)
+        rows["group"] = [patients.get(image, image) for image in rows["image"]]
+        unit, notes = "patient" * bool(patients), notes + more + likely_patients(rows) * (not patients)
     names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
     index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
     parts = known["part"].reindex(index.ids).to_numpy(str)
@@ -208,23 +198,23 @@ def own_images(root: Path, argument: str, _: str) -> Index:
 
 def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
-    images, others, seen = {}, [], set()
+    images, others, seen = {}, {}, set()
     for folder, inner, names in os.walk(base, followlinks=True):
         again = os.path.realpath(folder) in seen  # A link leads back.
         inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX" and not again]
         seen.add(os.path.realpath(folder))
         for path in (Path(folder, name) for name in names if name[0] != "."):
-            image, suffix = path.relative_to(base).as_posix(), path.suffix.lower()
-            if suffix in SUFFIXES | DICOM or (suffix not in TEXTS and is_dicom(path)):
-                images[image] = path
-            elif suffix not in TEXTS:
-                others.append(image)
+            if path.suffix.lower() not in TEXTS:
+                (images if is_image(path) else others)[path.relative_to(base).as_posix()] = path
     told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
     return dict(sorted(images.items())), [told] * bool(others)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM does, whatever its name."""
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name, or begins as DICOM does."""
+    named = path.suffix.lower() in SUFFIXES | DICOM
+    if named or not path.is_file():
+        return named
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -243,9 +233,7 @@ def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataF
         rows["part"] = told.map(PARTS).fillna("")
         if {*rows["part"]} != {"train", "test"}:
             wrong = some(sorted({*told} - PARTS.keys()), "unknown words")
-            raise ValueError(
-                f"{source}: the column split needs train and test (and perhaps val); it has {wrong}"
-            )
+            raise ValueError(f"{source}: the column split needs train and test (perhaps val); it has {wrong}")
         if val := told.str.startswith("val").sum():
             notes.append(f"{val} images of the split val are put to the training part")
     return rows, units.get(group, ""), notes
@@ -256,50 +244,42 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     paths = [image.split("/") for image in files]
     tops = {path[0] for path in paths if len(path) > 1}
     nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
-    there, depth = (
-        ", ".join(sorted(tops)) or "none",
-        int({PARTS[top.lower()] for top in nested} == {"train", "test"}),
-    )
-    if nested and not depth and all(top.lower() in PARTS for top in tops):
-        what = f"{base} has the parts {there}, and class folders in {', '.join(sorted(nested))} only"
-        advice = "rename a part with class folders to test, or name one part for five folds of it"
-        raise ValueError(f"{what}: {advice}, as in folder:{base / sorted(nested)[0]}")
+    depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    folders = {path for path in base.glob("*/*" if depth else "*") if path.is_dir()}
-    folders = {path.name for path in folders if not depth or path.parent.name in nested}
-    empty = sorted(name for name in folders - {*sizes} if name[0] != "." and name != "__MACOSX")
+    classes = [
+        path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*") if path.is_dir()
+    ]
+    empty = sorted({path.name for path in classes} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
-    inner = sorted({path[len(shared)] for path in inside if len(path) > len(shared)})
-    what, told = f"{base} needs folders of 2 or more classes with images; it has {there}", ""
-    if len(inner) > 1 and len(used) < len(inside) + 5:
-        told = (
-            f"it looks one level too high: use folder:{base.joinpath(*shared)}, which has {', '.join(inner)}"
-        )
-    elif len(sizes) < 2 and any(len(path) == 1 for path in paths):
+    inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
+    if nested and not depth and all(top.lower() in PARTS for top in tops):
+        told = f"class folders are in {', '.join(sorted(nested))} only: rename a part with class folders to test, or "
+        told += f"name one part for five folds of it, as in folder:{base / min(nested)}"
+    elif len(inner) > 1 and len(used) < len(inside) + 5:
+        told = f"it looks one level too high: use folder:{base.joinpath(*shared)} with {', '.join(inner)}"
+    elif empty and tops:
+        told = f"{', '.join(empty)} has no images of a known kind: convert them, or remove it"
+    elif len(sizes) < 2:
         told = "put images into class folders, or write labels.csv with the columns image and label"
-    elif empty:
-        told = f"{', '.join(empty)} is empty: remove it"
-    if told or len(sizes) < 2:
-        raise ValueError(f"{what}; {told}" if told else what)
+    if told:
+        there = ", ".join(sorted(tops)) or "none"
+        raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
     rows = [(*["/".join(path)] * 2, path[depth], PARTS[path[0].lower()] if depth else "") for path in used]
     return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
 
 
 def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
     """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
-    dicom = {image: path for image, path in files.items() if path.suffix.lower() not in SUFFIXES}
-    told = {
-        image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items() if path.is_file()
-    }
+    dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
+    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
     told = {image: patient for image, patient in told.items() if patient}
     if len({*told.values()}) < 2:
         return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
-    without = some(sorted(files.keys() - told.keys()), "images")
-    return told, [f"{without} have no PatientID; each counts as one of another patient"] * (
-        len(told) < len(files)
-    )
+    without = sorted(files.keys() - told.keys())
+    note = f"{some(without, 'images')} have no PatientID; each counts as one of another patient"
+    return told, [note] * bool(without)
 
 
 @functools.cache
@@ -358,11 +338,13 @@ def digits(_: Path, __: str, ___: str) -> Index:
     return Index(scans.target.astype(np.int64), ids, ids, tuple("0123456789"), **known)
 
 
-def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], **known) -> Index:
+def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], images=None, **known) -> Index:
     """The index of "train", "test" and perhaps "val", which is put to the training part, and `known` fields of it."""
     ids = np.array([f"{part}/{n:06d}" for part, of_part in labels.items() for n in range(len(of_part))])
     parts = np.array([PARTS[image.split("/")[0]] for image in ids])
     numbers = np.concatenate([np.ravel(of_part) for of_part in labels.values()]).astype(np.int64)
+    if images:
+        known = {"blocks": lambda _: images, "key": digest(*images), "channels": images[0].shape[1]}
     return Index(numbers, ids, ids, tuple(names), parts=parts, **known)
 
 
@@ -371,9 +353,8 @@ def mnist(root: Path, _: str, __: str) -> Index:
     from torchvision.datasets import MNIST
 
     train, test = (MNIST(root, train=train, download=True) for train in (True, False))
-    images, labels = [part.data.numpy()[:, None] for part in (train, test)], (train.targets, test.targets)
-    known = {"blocks": lambda _: images, "key": digest(*images), "channels": 1}
-    return index_of_parts({"train": labels[0], "test": labels[1]}, "0123456789", **known)
+    images = [part.data.numpy()[:, None] for part in (train, test)]
+    return index_of_parts({"train": train.targets, "test": test.targets}, "0123456789", images)
 
 
 def stl10(root: Path, _: str, __: str) -> Index:
@@ -381,8 +362,8 @@ def stl10(root: Path, _: str, __: str) -> Index:
     from torchvision.datasets import STL10
 
     train, test = (STL10(root, part, download=True) for part in ("train", "test"))
-    known = {"blocks": lambda _: (train.data, test.data), "key": digest(train.data, test.data)}
-    return index_of_parts({"train": train.labels, "test": test.labels}, CATALOG["stl10"].classes, **known)
+    labels = {"train": train.labels, "test": test.labels}
+    return index_of_parts(labels, CATALOG["stl10"].classes, [train.data, test.data])
 
 
 def medmnist_info(argument: str) -> dict:

@@ -14,7 +14,7 @@ from deepknn_lib.datasets.decode import each, white
 from deepknn_lib.datasets.readers import Index
 from deepknn_lib.storage import data_dir, whole_file
 
-CHECKS = ["no groups", "left out", "parts", "unreadable images", "class counts", "small classes"]
+CHECKS = ["no groups", "layout", "parts", "unreadable images", "class counts", "small classes"]
 CHECKS += ["tiny images", "constant images", "range of values"]
 CHECKS += ["exact duplicates", "near duplicates", "duplicates across classes", "groups of several classes"]
 CHECKS += ["duplicates across the split", "groups across the split"]
