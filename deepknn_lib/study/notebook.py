@@ -69,21 +69,17 @@ def reworded(text: str, dataset: str) -> str:
 
     What stands between backticks is kept, and so is a paragraph that speaks of Skin-7.
     """
-    group, parts = group_of(dataset), []
-    other, article = ("in other folds", "n") if group == "image" else (f"by {group}", "")
-    words = {
-        "by lesion": other,
-        "**By lesion": f"**{other.capitalize()}",
-        " a lesion": f" a{article} {group}",
-    }
-    words |= {"lesion": group, "Lesion": group.capitalize()}
-    for part in re.split(
+    group = group_of(dataset)
+    split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
+    words = {"by lesion or patient": split, "by lesion": split, "By lesion": split.capitalize()}
+    words |= {" a lesion": f" {article} {group}", "lesion": group, "Lesion": group.capitalize()}
+    parts = re.split(
         r"(\n\n|`[^`\n]*`)", text.replace(dataset, Path(dataset).name) if ":" in dataset else text
-    ):
+    )
+    for number, part in enumerate(parts):
         if "Skin-7" not in part and not part.startswith("`"):
             for word, own in words.items():
-                part = part.replace(word, own)
-        parts.append(part)
+                parts[number] = parts[number].replace(word, own)
     return "".join(parts)
 
 
@@ -101,6 +97,10 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     plt.close(figure)
     if _own(of):
         return show_text(f"*Left out, for it shows {of}: {title}.*")
+    if _asked["dataset"] in title:  # a picture that is copied elsewhere still says what it shows
+        told = _asked["dataset"] + ", synthetic" * (_asked["dataset"] == "lesions")
+        told += ", smoke profile: no result" * (_asked["profile"] == "smoke")
+        figure.text(1, 0, told, ha="right", va="top", fontsize=7, color="0.5")
     title, caption, alt = (reworded(text, _asked["dataset"]) for text in (title, caption, alt))
     for text in figure.findobj(plt.Text):
         text.set_text(reworded(text.get_text(), _asked["dataset"]))

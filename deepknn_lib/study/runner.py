@@ -176,7 +176,9 @@ def _page(executed: "nbformat.NotebookNode", path: Path, page: Path, dataset: st
     formulas = {"inline_math": _formula, "block_math": partial(_formula, display="block")}
     with patch.multiple(IPythonRenderer, **{name: staticmethod(made) for name, made in formulas.items()}):
         text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
-    fetched = r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->|<script[^>]* src=.*?</script>"
+    fetched = (
+        r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->|<script[^>]*(src=|module).*?</script>"
+    )
     text = re.sub(fetched, "", text, flags=re.S)
     return re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text)
 
