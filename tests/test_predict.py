@@ -88,13 +88,13 @@ def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys,
     command = ["predict", "--run", str(done["weighted-ce"][1]), "--images", str(images)]
     assert cli.main([*command, "--out", str(root / "t.csv"), "--figure", str(root / "t.png")]) == 1
     told = capsys.readouterr()
-    assert "broken.png cannot be read" in told.err and "images are far from" in told.out
+    assert "broken.png cannot be read" in told.err and "images are far from" in told.err
     table = pd.read_csv(root / "t.csv")
     assert len(table) == len([*(root / "test").rglob("*.png")]) and "'=b" in {*table["class_1"]}
     with Image.open(root / "t.png") as drawn:
         assert drawn.width > 6 * 150 and drawn.height > 2 * 150 * len(table)
     assert cli.main(command) == 1
-    assert capsys.readouterr().out.count("\n| ") == len(table) + 1
+    assert capsys.readouterr().out.count("\n") == len(table) + 1
 
 
 @pytest.mark.parametrize("change, said", [

@@ -29,6 +29,7 @@ PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
 # The index opens with these figures, of which a report on a folder of one's own has the last three.
 MAIN = "claims_forest figure2_skin7 yourself_map table2_comparison recalls umap".split()
+BOLD = "<style>math [mathvariant^=bold] {font-weight: bold}</style>"  # browsers leave out the attribute
 SYNTHETIC = "The lesions are synthetic: drawings, whose numbers show that the code works, no more."
 OTHERS = ("02", "03")  # notebooks on points and digits, which a report on one's own images leaves out
 
@@ -179,7 +180,7 @@ def _page(executed: "nbformat.NotebookNode", path: Path, page: Path, dataset: st
     fetched = (
         r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->|<script[^>]*(src=|module).*?</script>"
     )
-    text = re.sub(fetched, "", text, flags=re.S)
+    text = re.sub(fetched, "", text, flags=re.S).replace("</head>", f"{BOLD}</head>", 1)
     return re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text)
 
 
@@ -188,7 +189,7 @@ def _formula(tex: str, display: str = "inline") -> str:
     from latex2mathml.converter import convert
 
     try:
-        return convert(tex, display=display)
+        return convert(re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", tex), display=display)
     except Exception:  # its own and those of the XML that it writes
         return html.escape(f"${tex}$")
 
