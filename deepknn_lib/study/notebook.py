@@ -59,9 +59,11 @@ def group_of(dataset: str) -> str:
     if dataset in ("lesions", "skin7"):
         return "lesion"
     try:
-        return "patient" if index_of(dataset).is_grouped else "image"
+        index = index_of(dataset)
     except (ValueError, OSError):  # the notebook says what is wrong when it loads the set
         return "image"
+    named = any("lesion" in name.lower() for name in index.class_names)  # a class keeps its name
+    return "lesion" if named else "patient" if index.is_grouped else "image"
 
 
 def reworded(text: str, dataset: str) -> str:
@@ -73,9 +75,8 @@ def reworded(text: str, dataset: str) -> str:
     split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
     words = {"by lesion or patient": split, "by lesion": split, "By lesion": split.capitalize()}
     words |= {" a lesion": f" {article} {group}", "lesion": group, "Lesion": group.capitalize()}
-    parts = re.split(
-        r"(\n\n|`[^`\n]*`)", text.replace(dataset, Path(dataset).name) if ":" in dataset else text
-    )
+    text = text.replace(dataset, Path(dataset).name) if ":" in dataset else text
+    parts = re.split(r"(\n\n|`[^`\n]*`)", text)
     for number, part in enumerate(parts):
         if "Skin-7" not in part and not part.startswith("`"):
             for word, own in words.items():
@@ -141,9 +142,7 @@ def answer(sentences: str, of: str = "") -> None:
     if _asked["profile"] == "smoke":
         sentences = "No answer: one epoch of training is no result."
     elif _own(of):
-        sentences = (
-            f"We answer this question for {of} only; the tables above have the numbers of your images."
-        )
+        sentences = f"We answer this for {of} only; the tables above have the numbers of your images."
     show_text(f"> {' '.join(sentences.split())}")
 
 

@@ -47,7 +47,7 @@ def open_run(folder: Path) -> tuple[Result, Network]:
         where = f"give a folder that `run --out` wrote, or one of {data_dir() / 'runs'}"
         raise ValueError(f"{folder} is no run, for it holds no run.json; {where}")
     try:
-        arrays, record = _stored(folder)
+        arrays, *_, record = _stored(folder)
         base = record["run"]["base"]
         run = Run(**record["run"] | {"base": base and Run(**base)})
         state = load_file(folder / "model.safetensors")
@@ -78,7 +78,7 @@ def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predict
     if k == SOFTMAX and not network.classifier:
         raise ValueError(f"{run.method} has no softmax; give a K_p of at least 1")
     files = [images] if images.is_file() else sorted(images.rglob("[!.]*"))
-    files = [path for path in files if path == images or path.suffix.lower() in SUFFIXES]
+    files = [path for path in files if path == images or path.suffix.lower() in {*SUFFIXES, ".dcm"}]
     if not files:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
     features, pixels, good, bad = [], [], [], []
