@@ -24,7 +24,8 @@ from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
-# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to.
+# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
+# and `own` says whether the data set is a folder of the reader's.
 Session = namedtuple("Session", "profile dataset seeds device figures own")
 _asked = {"profile": "demo", "dataset": "lesions"}  # of the notebook that runs; `start` fills it in
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."

@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepknn_lib.datasets import load_dataset
 from deepknn_lib.datasets.decode import BLOCK, each, resize
 from deepknn_lib.datasets.readers import SUFFIXES, Index
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import data_dir, whole_file
-from deepknn_lib.study.experiments import Result, _stored, network_of
+from deepknn_lib.study.experiments import Result, _stored, network_of, parts
 from deepknn_lib.study.results import without_formulas
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 
@@ -127,8 +126,7 @@ def picture(found: Predictions):
     from matplotlib.figure import Figure
 
     run, rows = found.run, found.table.head(PICTURED)
-    how = preprocessing(run.backbone, run.weights)["interpolation"]
-    train = load_dataset(run.dataset, run.split, run.fold, run.image_size, how).train
+    train = parts(run).train
     at, ids = {name: row for row, name in enumerate(train.ids)}, rows.filter(regex="^neighbour_")
     if gone := {*ids.to_numpy().ravel()} - {*at}:
         raise ValueError(f"{run.dataset} has no image {min(gone)} any more; a picture needs the run's images")
