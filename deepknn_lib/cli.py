@@ -54,20 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
     grid.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write the class given to each test image"
     )
-    predict = command(
-        "predict", _predict, "classify new images with a finished run, and show their neighbours"
-    )
-    predict.add_argument(
-        "--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote"
-    )
-    predict.add_argument("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder")
-    predict.add_argument(
-        "--k-predict", type=int, metavar="K", help="K_p (default: the run's; 0: the softmax)"
-    )
-    predict.add_argument("--out", type=Path, metavar="FILE", help="the table as CSV, in place of printing it")
-    predict.add_argument(
-        "--figure", type=Path, metavar="FILE", help="a picture with the neighbours (.png, .pdf)"
-    )
+    predict = command("predict", _predict, "classify new images with a finished run; show their neighbours")
+    add = predict.add_argument
+    add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
+    add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
+    add("--k-predict", type=int, metavar="K", help="K_p (default: the run's; 0: the softmax)")
+    add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")
+    add("--figure", type=Path, metavar="FILE", help="the images with their neighbours (.png, .pdf)")
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
         one.add_argument(

@@ -4,7 +4,6 @@ Each learns a space from the training vectors X (N, D) and their labels y (N,), 
 vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 """
 
-import contextlib
 import warnings
 from dataclasses import dataclass, fields, make_dataclass
 from numbers import Integral, Real
@@ -19,6 +18,7 @@ from sklearn.utils import check_random_state, resample
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from deepknn_lib.criteria import whole_set_neighbors
@@ -29,7 +29,7 @@ from deepknn_lib.training import TrainingConfig, fit
 # Class attributes become the keyword parameters of __init__, as scikit-learn asks.
 _KEYWORDS = {"eq": False, "repr": False, "kw_only": True}
 _COUNT = [Interval(Integral, 1, None, closed="left")]
-FEW = 100_000  # numbers in X; with fewer, several threads of torch wait for one another longer than they work
+FEW = 1_000_000  # numbers in X; below, threads of torch wait for one another longer than they work
 
 
 def from_run(run) -> "KNNClassifier":
@@ -41,15 +41,9 @@ def from_run(run) -> "KNNClassifier":
     return estimator.set_params(**{n: settings[n] for n in estimator.get_params() if n in settings})
 
 
-@contextlib.contextmanager
-def _threads_for(inputs: Tensor):
-    """One thread of torch where the inputs are `FEW`; afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if inputs.numel() < FEW else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _threads_for(inputs: Tensor) -> threadpool_limits:
+    """A context in which torch has one thread where the inputs are `FEW`, and after which it has as many as before."""
+    return threadpool_limits(1 if inputs.numel() < FEW else None, "openmp")
 
 
 @dataclass(**_KEYWORDS)
@@ -75,9 +69,7 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class only, {self.classes_[0]}; at least two are needed")
         if self.n_neighbors > len(X):
-            raise ValueError(
-                f"n_neighbors is {self.n_neighbors}, and X has {len(X)} rows; give fewer neighbours"
-            )
+            raise ValueError(f"n_neighbors is {self.n_neighbors}, but X has only {len(X)} rows to vote")
         inputs, self._labels, self.history_ = torch.from_numpy(X), torch.from_numpy(codes), []
         with _threads_for(inputs):
             self.state_ = self._learn(inputs, self._labels, on_epoch)
@@ -111,7 +103,6 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
         The class that `predict` gives has a millionth of a vote more, so that it is the largest also where two tie.
         """
-        check_is_fitted(self)
         distances, indices = map(torch.from_numpy, self.kneighbors(X))
         labels, n_classes = self._labels[indices], len(self.classes_)
         votes = torch.nn.functional.one_hot(labels, n_classes).sum(1).double()

@@ -91,7 +91,7 @@ def test_from_run_takes_the_settings_of_the_run():
 
 @pytest.mark.parametrize("name, changes, told", [
     ("knn", {"n_neighbors": 0}, "'n_neighbors' parameter of KNNClassifier must be an int in the range .1, inf"),
-    ("knn", {"n_neighbors": 31}, "n_neighbors is 31, and X has 30 rows"),
+    ("knn", {"n_neighbors": 31}, "n_neighbors is 31, but X has only 30 rows"),
     ("knn", {"n_neighbors": 2.5}, "'n_neighbors'"),
     ("mlp-ce", {"n_neighbors": -1}, "'n_neighbors' .* .0, inf"),
     ("nca", {"n_components": -1}, "'n_components'"),

@@ -16,29 +16,33 @@ from deepknn_lib.study import predict as module
 from deepknn_lib.study.predict import predict
 from deepknn_lib.study.runs import make_run
 
-KINDS = ("deep-knn", "weighted-ce", "deep-knn-ft", "knn", "mlp-deep-knn")
+KINDS = ("deep-knn", "weighted-ce", "deep-knn-ft", "knn", "mlp-deep-knn", "pretrained")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A set of 3 × 12 images, runs of several kinds on it, one with pretrained weights, and its test images alone."""
-    root, rng, done = tmp_path_factory.mktemp("predict"), np.random.default_rng(0), {}
+    root, rng, runs = tmp_path_factory.mktemp("predict"), np.random.default_rng(0), {}
     for c, name in enumerate(("a", "=b", "c")):
         (root / "set" / name).mkdir(parents=True)
         for number in range(12):
-            pixels = rng.integers(0, 120, (40, 30, 3))
-            pixels[..., c] += 100
+            pixels = rng.integers(0, 120, (40, 30, 3)) + 100 * (np.arange(3) == c)
             Image.fromarray(pixels.astype(np.uint8)).save(root / "set" / name / f"{number}.png")
     weights = build_network("resnet18", seed=5).backbone.state_dict()
     save_file({name: value.contiguous() for name, value in weights.items()}, root / "w.safetensors")
-    pretrained = {"backbone": "resnet18", "weights": str(root / "w.safetensors")}
+    for kind in KINDS:
+        changes = (
+            {"backbone": "resnet18", "weights": str(root / "w.safetensors")} if kind == "pretrained" else {}
+        )
+        method = "knn" if changes else kind
+        runs[kind] = make_run(f"folder:{root / 'set'}", method, "smoke", **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPKNN_DATA", str(root / "data"))
-        patch.setenv("DEEPKNN_PROGRESS", str(root / "progress"))
-        runs = {kind: make_run(f"folder:{root / 'set'}", kind, "smoke") for kind in KINDS}
-        runs["pretrained"] = make_run(f"folder:{root / 'set'}", "knn", "smoke", **pretrained)
-        for name, result in zip(runs, experiments.execute_all(runs.values(), "cpu", 1), strict=True):
-            done[name] = result, experiments.folder_of(result.run)
+        results = experiments.execute_all(runs.values(), "cpu", 1)
+        done = {
+            kind: (result, experiments.folder_of(result.run))
+            for kind, result in zip(runs, results, strict=True)
+        }
     (root / "w.safetensors").unlink()  # predicting needs no weights but the run's
     for image in done["knn"][0].arrays["test_ids"]:
         (root / "test" / image).parent.mkdir(parents=True, exist_ok=True)
@@ -46,22 +50,20 @@ def place(tmp_path_factory):
     return root, done
 
 
-@pytest.mark.parametrize("kind", ["deep-knn", "weighted-ce", "deep-knn-ft", "knn", "pretrained"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mlp-deep-knn"])
 def test_a_runs_own_test_images_have_its_features_and_predictions(place, kind):
     root, done = place
     (result, folder), arrays = done[kind], done[kind][0].arrays
-    found = predict(folder, root / "test")
+    found, three = predict(folder, root / "test"), predict(folder, root / "test", 3).table
     order = [[*arrays["test_ids"]].index(image.split("/test/")[1]) for image in found.table["image"]]
     np.testing.assert_allclose(found.features, arrays["test_features"][order], rtol=1e-5, atol=1e-5)
     names = np.array(result.record["class_names"])
-    assert found.table["class"].tolist() == names[result.predict()[order]].tolist() and not found.bad
-    three = predict(folder, root / "test", 3).table
-    assert three["class"].tolist() == names[result.predict(3)[order]].tolist()
+    for table, k_predict in ((found.table, None), (three, 3)):
+        assert table["class"].tolist() == names[result.predict(k_predict)[order]].tolist()
     votes = three[["class_1", "class_2", "class_3"]].eq(three["class"], axis=0).mean(axis=1)
     assert np.allclose(three["share"], votes) and three.columns[-1] == "distance_3"
     first = arrays["train_features"][[[*arrays["train_ids"]].index(name) for name in three["neighbour_1"]]]
-    distances = np.linalg.norm(first - found.features, axis=1)
-    assert np.allclose(three["distance_1"], distances, atol=1e-4)
+    assert np.allclose(three["distance_1"], np.linalg.norm(first - found.features, axis=1), atol=1e-4)
     assert [name.split("/")[0] for name in three["neighbour_1"]] == three["class_1"].tolist()
 
 
@@ -83,57 +85,42 @@ def test_far_is_further_than_99_per_cent_of_the_test_images(place):
 def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys, monkeypatch):
     root, done = place
     monkeypatch.setattr(module, "BLOCK", 3)
-    images = shutil.copytree(root / "test", root / "some", dirs_exist_ok=True)
+    images = shutil.copytree(root / "test", root / "some")
     (images / "broken.png").write_bytes(b"no picture")
     command = ["predict", "--run", str(done["weighted-ce"][1]), "--images", str(images)]
     assert cli.main([*command, "--out", str(root / "t.csv"), "--figure", str(root / "t.png")]) == 1
-    told = capsys.readouterr()
-    assert "broken.png cannot be read" in told.err and "images are far from" in told.out
-    table = pd.read_csv(root / "t.csv")
+    told, table = capsys.readouterr().err, pd.read_csv(root / "t.csv")
+    assert "broken.png cannot be read" in told and "images are far from" in told
     assert len(table) == len([*(root / "test").rglob("*.png")]) and "'=b" in {*table["class_1"]}
     with Image.open(root / "t.png") as drawn:
         assert drawn.width > 6 * 150 and drawn.height > 2 * 150 * len(table)
-    assert cli.main(command) == 1
-    assert capsys.readouterr().out.count("\n| ") == len(table) + 1
+    (root / "set").rename(root / "away")  # without the run's images there is a table, and no picture
+    assert cli.main(command) == 1 and capsys.readouterr().out.count("\n") == len(table) + 1
+    status = cli.main([*command, "--figure", str(root / "f.png")])
+    (root / "away").rename(root / "set")
+    assert status == 2 and "there is no folder" in capsys.readouterr().err and not (root / "f.png").exists()
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"--run": "empty"}, "is no run, for it holds no run.json; give a folder that `run --out` wrote"),
-    ({"--run": "mlp-deep-knn"}, "learns on the feature vectors of another run.*predict with a run of knn"),
-    ({"--run": "cut"}, "is not whole .*copy or execute the run again"),
-    ({"--images": "nowhere"}, "there is no image at"),
-    ({"--images": "bad"}, "no image at .* can be read: .*x.png cannot be read"),
-    ({"--k-predict": "0"}, "deep-knn has no softmax"),
-    ({"--k-predict": "99"}, "1 <= k <= "),
-    ({"--figure": "t.xyz"}, "xyz"),
+@pytest.mark.parametrize("option, value, said", [
+    ("--run", "empty", "is no run, for it holds no run.json; give a folder that `run --out` wrote"),
+    ("--run", "mlp-deep-knn", "learns on the feature vectors of another run.*predict with a run of knn"),
+    ("--run", "cut", "is not whole .*copy or execute the run again"),
+    ("--images", "nowhere", "there is no image at"),
+    ("--images", "bad", "no image at .* can be read: .*x.png cannot be read"),
+    ("--k-predict", "0", "deep-knn has no softmax"),
+    ("--k-predict", "99", "1 <= k <= "),
+    ("--figure", "t.xyz", "xyz"),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_said_in_a_line_and_writes_nothing(place, capsys, tmp_path, change, said):
+def test_what_cannot_be_meant_is_said_in_a_line_and_writes_nothing(
+    place, capsys, tmp_path, option, value, said
+):
     root, done = place
     shutil.copytree(done["knn"][1], tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"cut")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"x")
-    options = {
-        "--run": str(done["deep-knn"][1]),
-        "--images": str(root / "test"),
-        "--out": str(tmp_path / "t.csv"),
-    }
-    for name, value in change.items():
-        known = done[value][1] if value in done else tmp_path / value
-        options[name] = value if name == "--k-predict" else str(known)
-    assert cli.main(["predict", *(part for pair in options.items() for part in pair)]) == 2
+    options = {"--run": done["deep-knn"][1], "--images": root / "test", "--out": tmp_path / "t.csv"}
+    options[option] = done[value][1] if value in done else value if value.isdecimal() else tmp_path / value
+    assert cli.main(["predict", *(str(part) for pair in options.items() for part in pair)]) == 2
     told = capsys.readouterr().err.strip().splitlines()
-    assert told[-1].startswith("error: ") and re.search(said, told[-1]), told
-    assert not (tmp_path / "t.csv").exists()
-
-
-def test_without_the_runs_images_there_is_a_table_and_no_picture(place, capsys):
-    root, done = place
-    command = ["predict", "--run", str(done["knn"][1]), "--images", str(root / "test")]
-    (root / "set").rename(root / "away")
-    try:
-        assert cli.main(command) == 0
-        assert cli.main([*command, "--figure", str(root / "f.png")]) == 2
-    finally:
-        (root / "away").rename(root / "set")
-    assert "there is no folder" in capsys.readouterr().err and not (root / "f.png").exists()
+    assert told[-1].startswith("error: ") and re.search(said, told[-1]) and not (tmp_path / "t.csv").exists()

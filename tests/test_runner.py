@@ -1,6 +1,7 @@
 """The notebook runner, on tiny notebooks made here."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ display(Shown(str(out / "my loss.png"), alt="a blue curve"))
 
 def write(folder, name, *sources):
     """A notebook of code cells; the first is the one of the parameters."""
-    head = f"# {name}\n\n**Question.** Is it *so*?\n\n**Makes.** Nothing."
+    head = f"# {name}\n\n**Question.** Is it *so* by lesion?\n\n**Makes.** Nothing; $K_p$, and $$\\frac{{1}}{{2}}$$."
     cells = [new_markdown_cell(head), *map(new_code_cell, (PARAMETERS, *sources))]
     cells[1].metadata["tags"] = ["parameters"]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -86,13 +87,15 @@ def test_a_whole_run_and_the_next_one(place, capsys):
 
     page = (figures / "index.html").read_text(encoding="utf-8")
     for wanted in ('src="my%20loss.png"', 'alt="a &quot;curve&quot;"', "Loss &lt;1&gt;", "a &amp; b", "are synthetic",
-                   "Is it so?", 'href="notebooks/10_last.html"',
+                   "Is it so by lesion?", 'href="notebooks/10_last.html"',
                    'href="my%20loss.pdf"', 'href="tables/t.md"'):  # fmt: skip
         assert wanted in page, wanted
     pages = {
         name: (figures / f"notebooks/{name}.html").read_text("utf-8") for name in ("02_figure", "10_last")
     }
     assert "ZeroDivisionError" in pages["10_last"] and "a blue curve" in pages["02_figure"]
+    assert "<msub><mi>K</mi><mi>p</mi></msub>" in pages["02_figure"] and "<mfrac>" in pages["02_figure"]
+    assert not re.search("<script.*?http|<link.*?http|K_p", pages["02_figure"], re.S)  # no network is needed
     assert not [path for path in place.rglob("*") if ".tmp" in path.name]
 
     # Outputs are stored, nothing else changes, and not of the notebook that failed.
@@ -172,6 +175,21 @@ def test_only_takes_numbers_in_any_order_and_a_folder_becomes_absolute(place):
     parameters, marks = runner._asked(asked("--only", "10, 3", "--dataset", "folder:."))
     assert [path.stem for path in marks] == ["03_b", "10_c"]
     assert parameters["dataset"] == f"folder:{place / 'elsewhere'}"
+
+
+def test_a_report_on_ones_own_images_has_their_words_and_leaves_the_lessons_out(place, capsys):
+    for name in ("02_lesson", "04_own"):
+        write(place / "notebooks", name, "1")
+    for file in (place / "My set" / kind / f"{n}.png" for kind in "ab" for n in range(5)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert main("--dataset", f"folder:{place / 'My set'}", "--profile", "smoke") == 0
+    assert "1 of 1 notebooks passed" in capsys.readouterr().out
+    (index,) = (place / "figures").glob("*/index.html")
+    assert "Is it so in other folds?" in index.read_text(
+        "utf-8"
+    ) and "Its numbers are no results" in index.read_text("utf-8")
+    assert "by lesion" not in (index.parent / "notebooks" / "04_own.html").read_text("utf-8")
 
 
 def test_two_notebooks_of_one_number_are_an_error(place, capsys):

@@ -24,7 +24,8 @@ from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
-# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to.
+# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
+# and `own` says whether the data set is a folder of the reader's.
 Session = namedtuple("Session", "profile dataset seeds device figures own")
 _asked = {"profile": "demo", "dataset": "lesions"}  # of the notebook that runs; `start` fills it in
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
@@ -59,9 +60,11 @@ def group_of(dataset: str) -> str:
     if dataset in ("lesions", "skin7"):
         return "lesion"
     try:
-        return "patient" if index_of(dataset).is_grouped else "image"
+        index = index_of(dataset)
     except (ValueError, OSError):  # the notebook says what is wrong when it loads the set
         return "image"
+    named = any("lesion" in name.lower() for name in index.class_names)  # a class keeps its name
+    return "lesion" if named else "patient" if index.is_grouped else "image"
 
 
 def reworded(text: str, dataset: str) -> str:
@@ -69,21 +72,16 @@ def reworded(text: str, dataset: str) -> str:
 
     What stands between backticks is kept, and so is a paragraph that speaks of Skin-7.
     """
-    group, parts = group_of(dataset), []
-    other, article = ("in other folds", "n") if group == "image" else (f"by {group}", "")
-    words = {
-        "by lesion": other,
-        "**By lesion": f"**{other.capitalize()}",
-        " a lesion": f" a{article} {group}",
-    }
-    words |= {"lesion": group, "Lesion": group.capitalize()}
-    for part in re.split(
-        r"(\n\n|`[^`\n]*`)", text.replace(dataset, Path(dataset).name) if ":" in dataset else text
-    ):
+    group = group_of(dataset)
+    split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
+    words = {"by lesion or patient": split, "by lesion": split, "By lesion": split.capitalize()}
+    words |= {" a lesion": f" {article} {group}", "lesion": group, "Lesion": group.capitalize()}
+    text = text.replace(dataset, Path(dataset).name) if ":" in dataset else text
+    parts = re.split(r"(\n\n|`[^`\n]*`)", text)
+    for number, part in enumerate(parts):
         if "Skin-7" not in part and not part.startswith("`"):
             for word, own in words.items():
-                part = part.replace(word, own)
-        parts.append(part)
+                parts[number] = parts[number].replace(word, own)
     return "".join(parts)
 
 
@@ -101,6 +99,10 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     plt.close(figure)
     if _own(of):
         return show_text(f"*Left out, for it shows {of}: {title}.*")
+    if _asked["dataset"] in title:  # a picture that is copied elsewhere still says what it shows
+        told = _asked["dataset"] + ", synthetic" * (_asked["dataset"] == "lesions")
+        told += ", smoke profile: no result" * (_asked["profile"] == "smoke")
+        figure.text(1, 0, told, ha="right", va="top", fontsize=7, color="0.5")
     title, caption, alt = (reworded(text, _asked["dataset"]) for text in (title, caption, alt))
     for text in figure.findobj(plt.Text):
         text.set_text(reworded(text.get_text(), _asked["dataset"]))
@@ -141,9 +143,7 @@ def answer(sentences: str, of: str = "") -> None:
     if _asked["profile"] == "smoke":
         sentences = "No answer: one epoch of training is no result."
     elif _own(of):
-        sentences = (
-            f"We answer this question for {of} only; the tables above have the numbers of your images."
-        )
+        sentences = f"We answer this for {of} only; the tables above have the numbers of your images."
     show_text(f"> {' '.join(sentences.split())}")
 
 

@@ -13,35 +13,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepknn_lib.datasets import load_dataset
 from deepknn_lib.datasets.decode import BLOCK, each, resize
 from deepknn_lib.datasets.readers import SUFFIXES, Index
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import data_dir, whole_file
-from deepknn_lib.study import results
-from deepknn_lib.study.experiments import Result, _stored, network_of
+from deepknn_lib.study.experiments import Result, _stored, network_of, parts
+from deepknn_lib.study.results import without_formulas
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 
-FAR = 99  # per cent of the run's test images whose last neighbour is nearer
 PICTURED = 30  # images in one picture
 
 
 class Predictions(NamedTuple):
-    """What `predict` found.
-
-    `table` has a row an image: `image` (its path), `class`, `share` (of the votes, or the softmax), `far` (bool), and
-    of the n-th neighbour `neighbour_n` (its id in the run's set), `class_n` and `distance_n`. `features` are float32
-    (N, D) of the same rows, `pixels` uint8 (C, S, S) of the first `PICTURED`. `bad` has a sentence for each file that
-    cannot be read, and `told` is one that says how many images are far, and from what distance on.
-    """
+    """`table` has a row an image: its path, `class`, `share` of the votes (or softmax), `far`, and its neighbours."""
 
     run: Run
-    table: pd.DataFrame
-    features: np.ndarray
-    pixels: list[np.ndarray]
-    bad: list[str]
-    told: str
+    table: (
+        pd.DataFrame
+    )  # of the n-th neighbour `neighbour_n`, its id in the run's set, `class_n` and `distance_n`
+    features: np.ndarray  # float32 (N, D), of the same rows
+    pixels: list[np.ndarray]  # uint8 (C, S, S), of the first `PICTURED`
+    bad: list[str]  # a sentence for each file that cannot be read
+    told: str  # how many images are far, and from what distance on
 
 
 def open_run(folder: Path) -> tuple[Result, Network]:
@@ -52,7 +46,7 @@ def open_run(folder: Path) -> tuple[Result, Network]:
         where = f"give a folder that `run --out` wrote, or one of {data_dir() / 'runs'}"
         raise ValueError(f"{folder} is no run, for it holds no run.json; {where}")
     try:
-        arrays, record = _stored(folder)
+        arrays, *_, record = _stored(folder)
         base = record["run"]["base"]
         run = Run(**record["run"] | {"base": base and Run(**base)})
         state = load_file(folder / "model.safetensors")
@@ -70,23 +64,12 @@ def open_run(folder: Path) -> tuple[Result, Network]:
 
 
 def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predictions:
-    """The classes of new images by the run in `folder`, which needs neither its images nor a network connection.
+    """The classes of new images by the run in `folder`, which needs neither its own images nor a network connection.
 
-    Parameters
-    ----------
-    folder : Path
-        A run as `run --out` writes it, or as it lies in `data_dir()/runs`.
-    images : Path
-        A file of any kind that `decode.open_image` reads, or a folder, whose sub-folders are searched too.
-    k_predict : int, optional
-        K_p in place of the run's; `SOFTMAX` where it has one, and then five neighbours are shown.
-
-    Raises
-    ------
-    ValueError
-        If the folder is no run that takes images, K_p cannot be meant, or no image can be read.
-    FileNotFoundError
-        If there are no images.
+    `folder` is as `run --out` writes it, or as it lies in `data_dir()/runs`; `images` is a file or a folder with its
+    sub-folders; `k_predict` stands in place of the run's K_p. Where the softmax decides, five neighbours are shown.
+    ValueError if the folder is no run that takes images, K_p cannot be meant, or no image can be read;
+    FileNotFoundError if there is none.
     """
     result, network = open_run(folder)
     run, arrays, names = result.run, result.arrays, np.array(result.record["class_names"])
@@ -94,15 +77,15 @@ def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predict
     if k == SOFTMAX and not network.classifier:
         raise ValueError(f"{run.method} has no softmax; give a K_p of at least 1")
     files = [images] if images.is_file() else sorted(images.rglob("[!.]*"))
-    files = [path for path in files if path == images or path.suffix.lower() in SUFFIXES]
+    files = [path for path in files if path == images or path.suffix.lower() in {*SUFFIXES, ".dcm"}]
     if not files:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
     features, pixels, good, bad = [], [], [], []
     for start in range(0, len(files), BLOCK):
         made = _pixels(run, files[start : start + BLOCK])
         bad += [one for one in made.values() if isinstance(one, str)]
-        read = {path: one for path, one in made.items() if not isinstance(one, str)}
-        good += map(str, read)
+        read = {str(path): one for path, one in made.items() if not isinstance(one, str)}
+        good += read
         features += [extract_features(network, torch.from_numpy(np.stack([*read.values()])))] if read else []
         pixels += [*read.values()][: PICTURED - len(pixels)]
     if not good:
@@ -117,13 +100,13 @@ def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predict
         called = majority_vote(labels, distances, len(names))
         shares = (labels == called[:, None]).float().mean(1)
     usual = nearest_neighbors(torch.from_numpy(arrays["test_features"]), gallery, shown)[0][:, -1]
-    far = distances[:, -1].numpy() > (limit := np.percentile(usual.numpy(), FAR))
+    far = distances[:, -1].numpy() > (limit := np.percentile(usual.numpy(), 99))
     found = {"image": good, "class": names[called], "share": shares, "far": far}
     for n in range(shown):
         found[f"neighbour_{n + 1}"] = arrays["train_ids"][rows[:, n]]
         found |= {f"class_{n + 1}": names[labels[:, n]], f"distance_{n + 1}": distances[:, n]}
     told = f"{far.sum()} of {len(far)} images are far from all that the run knows: their neighbour {shown} is further"
-    told += f" than {limit:.3g}, as it is for {100 - FAR} % of the run's test images."
+    told += f" than {limit:.3g}, as it is for 1 % of the run's test images."
     return Predictions(run, pd.DataFrame(found), features.numpy(), pixels, bad, told)
 
 
@@ -143,8 +126,7 @@ def picture(found: Predictions):
     from matplotlib.figure import Figure
 
     run, rows = found.run, found.table.head(PICTURED)
-    how = preprocessing(run.backbone, run.weights)["interpolation"]
-    train = load_dataset(run.dataset, run.split, run.fold, run.image_size, how).train
+    train = parts(run).train
     at, ids = {name: row for row, name in enumerate(train.ids)}, rows.filter(regex="^neighbour_")
     if gone := {*ids.to_numpy().ravel()} - {*at}:
         raise ValueError(f"{run.dataset} has no image {min(gone)} any more; a picture needs the run's images")
@@ -169,20 +151,13 @@ def report(folder: Path, images: Path, k_predict: int | None, out: Path | None, 
     """Print the table of `predict`, or write it to `out`, and the picture to `figure`; 1 if a file cannot be read."""
     found = predict(folder, images, k_predict)
     if figure:
-        drawn = picture(found)
         with whole_file(figure) as temporary:
-            drawn.savefig(temporary, dpi=150)
+            picture(found).savefig(temporary, dpi=150)
     if out:
         with whole_file(out) as temporary:
-            results.without_formulas(found.table).to_csv(temporary, index=False, float_format="%.6g")
+            without_formulas(found.table).to_csv(temporary, index=False, float_format="%.6g")
     else:
-        rows = found.table.assign(share=found.table["share"].map("{:.0%}".format))
-        rows["far"] = rows["far"].map({True: "far", False: ""})
-        ids = [name for name in rows if name.startswith("neighbour_")]
-        for n, name in enumerate(ids, start=1):
-            rows[name] = results.texts("{} ({}, {:.3g})", rows, name, f"class_{n}", f"distance_{n}")
-        print(results.markdown(rows[["image", "class", "share", "far", *ids]]))
-    for text in found.bad:
-        print(f"warning: {text}", file=sys.stderr)
-    print(found.told)
+        print(found.table.to_string(index=False, float_format="{:.3g}".format))
+    for text in [*(f"warning: {text}" for text in found.bad), found.told]:
+        print(text, file=sys.stderr)
     return int(bool(found.bad))

@@ -29,6 +29,7 @@ PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
 # The index opens with these figures, of which a report on a folder of one's own has the last three.
 MAIN = "claims_forest figure2_skin7 yourself_map table2_comparison recalls umap".split()
+BOLD = "<style>math [mathvariant^=bold] {font-weight: bold}</style>"  # browsers leave out the attribute
 SYNTHETIC = "The lesions are synthetic: drawings, whose numbers show that the code works, no more."
 OTHERS = ("02", "03")  # notebooks on points and digits, which a report on one's own images leaves out
 
@@ -173,11 +174,11 @@ def _page(executed: "nbformat.NotebookNode", path: Path, page: Path, dataset: st
     pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
     folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
     pages.register_preprocessor(folded, enabled=True)
-    formulas = {"inline_math": _formula, "block_math": partial(_formula, display="block")}
-    with patch.multiple(IPythonRenderer, **{name: staticmethod(made) for name, made in formulas.items()}):
+    inline, block = staticmethod(_formula), staticmethod(partial(_formula, display="block"))
+    with patch.multiple(IPythonRenderer, inline_math=inline, block_math=block):
         text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
-    fetched = r"<!-- Load mathjax -->.*?<!-- End of mathjax configuration -->|<script[^>]* src=.*?</script>"
-    text = re.sub(fetched, "", text, flags=re.S)
+    fetched = r"<!-- Load mathjax.*?End of mathjax configuration -->|<script[^>]*(src=|module).*?</script>"
+    text = re.sub(fetched, "", text, flags=re.S).replace("</head>", f"{BOLD}</head>", 1)
     return re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text)
 
 
@@ -186,7 +187,7 @@ def _formula(tex: str, display: str = "inline") -> str:
     from latex2mathml.converter import convert
 
     try:
-        return convert(tex, display=display)
+        return convert(re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", tex), display=display)
     except Exception:  # its own and those of the XML that it writes
         return html.escape(f"${tex}$")
 
@@ -212,7 +213,7 @@ def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, st
     """Write `index.html`: what was run, each notebook with its question, the main figures; the rest is folded."""
     from deepknn_lib.study.notebook import SMOKE, reworded
 
-    books, pictures, notes = "", {}, []
+    books, pictures = "", {}
     for name, minutes, state in (row for row in rows if "/" not in row[0]):
         first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
         title, question = re.match(
@@ -226,14 +227,10 @@ def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, st
             words = [html.escape(image.info.get(name, "")) for name in ("Comment", "Title", "Description")]
         figure = '<figure><a href="{0}.pdf"><img src="{0}.png" alt="{1}"></a><figcaption><b>{2}.</b> {3}</figcaption>'
         pictures[path.stem] = figure.format(quote(path.stem), *words) + "</figure>"
-    shown = [
-        path.relative_to(out)
-        for folder in ("tables", "machine")
-        for path in sorted(out.glob(f"{folder}/*.md"))
-    ]
-    tables = [f'<li><a href="{path.as_posix()}">{path.stem}</a>' for path in shown]
+    shown = [path.relative_to(out).as_posix() for path in sorted(out.glob("*/*.md"))]  # tables/ and machine/
+    tables = [f'<li><a href="{path}">{path.split("/")[1][:-3]}</a>' for path in shown]
     told = {"asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])), "books": books}
-    notes += [SMOKE] * (parameters["profile"] == "smoke") + [SYNTHETIC] * (parameters["dataset"] == "lesions")
+    notes = [SMOKE] * (parameters["profile"] == "smoke") + [SYNTHETIC] * (parameters["dataset"] == "lesions")
     told |= {"notes": " ".join(notes), "tables": "".join(tables)}
     told |= {"main": "".join(pictures.pop(name, "") for name in MAIN)}  # before the rest, which they leave
     told |= {"n": len(pictures), "rest": "".join(pictures.values())}
