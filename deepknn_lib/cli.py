@@ -56,9 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
-        one.add_argument(
-            "--profile", default="demo", metavar="NAME", help=f"settings: {', '.join(PROFILES)} (%(default)s)"
-        )
+        told = f"settings: {', '.join(PROFILES)} (%(default)s)"
+        one.add_argument("--profile", default="demo", metavar="NAME", help=told)
         one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
@@ -168,8 +167,9 @@ def _grid(arguments: argparse.Namespace) -> int:
         ("out", "history", "predictions"),
     )
     changes, failed = _given(arguments, *(getattr(arguments, name) for name in outputs)), {}
+    runs.make_run(names[0], "knn", profile)  # A ValueError names the profiles.
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
-    order = [(s, name) for s in arguments.seeds or runs.profile_of(profile)["seeds"] for name in names]
+    order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
     what = (arguments.methods, arguments.splits)
     compared = [run for s, name in order for run in runs.grid(name, profile, *what, (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]

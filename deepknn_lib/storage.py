@@ -84,6 +84,8 @@ def _remove(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """OSError, rather now than after an hour, if no file can be put at `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; name a file")
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
