@@ -5,12 +5,13 @@ root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)"
 
 if [ "${1-}" = --help ] || [ "${1-}" = -h ]; then
     cat <<'HELP'
-usage: ./run_tests.sh [--browser] [pytest options]
+usage: ./run_tests.sh [--browser | --faults] [pytest options]
 
 Runs ruff (lint and format), then pytest over tests/ and notebooks/ (nbval, smoke profile). Takes minutes on two
 cores; needs no download and leaves data/ and figures/ as they are. Options go to pytest: -x stops at the first
 failure, -k WORD selects tests, --durations=10 shows the slowest. --browser instead opens every notebook in JupyterLab
-in a headless Chromium (which has to be installed), runs it there, and looks at the pages.
+in a headless Chromium (which has to be installed), runs it there, and looks at the pages. --faults instead kills runs,
+workers and notebooks at random moments (50 times, DEEPKNN_KILLS) and looks whether all ends as it should: ten minutes.
 HELP
     exit
 fi
@@ -22,9 +23,10 @@ scratch="$(mktemp -d)"
 trap 'kill "${half-}" 2>/dev/null || :; rm -rf -- "$scratch"' EXIT
 export DEEPKNN_DATA="$scratch/data" DEEPKNN_FIGURES="$scratch/figures" DEEPKNN_PROFILE=smoke
 
-if [ "${1-}" = --browser ]; then
+if [ "${1-}" = --browser ] || [ "${1-}" = --faults ]; then
+    kind="${1#--}"
     shift
-    "$DEEPKNN_PYTHON" -m pytest tests/browser.py "$@"
+    "$DEEPKNN_PYTHON" -m pytest "tests/$kind.py" "$@"
     exit
 fi
 

@@ -1,7 +1,12 @@
 """`python -m deepknn_lib`."""
 
+import os
 import sys
 
 from deepknn_lib.cli import main
 
-sys.exit(main())
+status = main()
+if status == 130:  # After Ctrl-C, nobody waits for Python to take torch apart.
+    sys.stdout.flush()
+    os._exit(status)
+sys.exit(status)

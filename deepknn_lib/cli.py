@@ -13,6 +13,7 @@ _CHOSEN = ("dataset", "method", "split", "seed", "loss", "base")  # have an opti
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; kept apart so that the README's commands can be checked against it."""
+    from deepknn_lib.datasets.load import SPLITS
     from deepknn_lib.study import runner
     from deepknn_lib.study.runs import METHODS, PROFILES, TABLE2, Run
 
@@ -37,23 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", type=Path, metavar="DIR", help="also copy the run's files there")
     grid = command("grid", _grid, "train and judge all methods, seeds and splits; resumes where it stopped")
-    grid.add_argument(
-        "--methods", type=_list, default=TABLE2, metavar="A,B", help="default: those of Table 2"
-    )
-    grid.add_argument(
-        "--splits", type=_list, default=["paper", "grouped"], metavar="A,B", help="default: %(default)s"
-    )
+    grid.add_argument("--methods", type=_list, default=TABLE2, metavar="A,B", help="default: Table 2's")
+    grid.add_argument("--splits", type=_list, default=SPLITS, metavar="A,B", help="default: paper,grouped")
     grid.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="default: the profile's")
     grid.add_argument("--sweeps", action="store_true", help="then whole-set search, and K and M of Table S3")
     grid.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: all cores; 1 on a GPU)")
-    grid.add_argument(
-        "--cluster", default="", metavar="tcp://HOST:PORT", help="a Dask scheduler, to execute the runs there"
-    )
-    grid.add_argument("--out", type=Path, metavar="FILE", help="write the results rows to this CSV")
-    grid.add_argument("--history", type=Path, metavar="FILE", help="write every epoch to this CSV")
-    grid.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write the class given to each test image"
-    )
+    grid.add_argument("--cluster", default="", metavar="tcp://HOST:PORT", help="do them on a Dask cluster")
+    tables = {"out": "results rows", "history": "every epoch", "predictions": "the class of each test image"}
+    for name, what in tables.items():
+        grid.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write to this CSV: {what}")
     predict = command("predict", _predict, "classify new images with a finished run; show their neighbours")
     add = predict.add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
@@ -63,9 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--figure", type=Path, metavar="FILE", help="the images with their neighbours (.png, .pdf)")
     for one, several in ((run, ""), (grid, "; several with commas")):
         one.add_argument("--dataset", default="lesions", help=f"lesions, skin7, folder:PATH, …{several}")
-        one.add_argument(
-            "--profile", default="demo", metavar="NAME", help=f"settings: {', '.join(PROFILES)} (%(default)s)"
-        )
+        told = f"settings: {', '.join(PROFILES)} (%(default)s)"
+        one.add_argument("--profile", default="demo", metavar="NAME", help=told)
         one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
         settings = one.add_argument_group("settings of the run, in place of the profile's")
         for field in (field for field in fields(Run) if field.name not in _CHOSEN):
@@ -100,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped, {stopped or 'nothing lost'}; the same command goes on from here", file=sys.stderr)
+        told = str(stopped) or "nothing is lost"
+        print(f"\nstopped, {told}; the same command goes on from here", file=sys.stderr)
         return 130
 
 
@@ -176,8 +169,9 @@ def _grid(arguments: argparse.Namespace) -> int:
         ("out", "history", "predictions"),
     )
     changes, failed = _given(arguments, *(getattr(arguments, name) for name in outputs)), {}
+    runs.make_run(names[0], "knn", profile)  # A ValueError names the profiles.
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.
-    order = [(s, name) for s in arguments.seeds or runs.profile_of(profile)["seeds"] for name in names]
+    order = [(s, name) for s in arguments.seeds or runs.PROFILES[profile]["seeds"] for name in names]
     methods, splits = arguments.methods, {n: distinct_splits(n, arguments.splits) for n in names}
     compared = [run for s, n in order for run in runs.grid(n, profile, methods, splits[n], (s,), **changes)]
     swept = [runs.sweeps(name, profile, (s,), **changes) for s, name in order if arguments.sweeps]

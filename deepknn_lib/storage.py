@@ -15,16 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-_NO_ROOM = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-)
+_NO_ROOM = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST".split()
 _OF_DISK = ("inline_container", "I/O error")  # what torch and safetensors say of such errors
 
 
@@ -51,7 +42,7 @@ def room_for(what: Path) -> Iterator[None]:
     except Exception as error:
         told, number = str(getattr(error, "strerror", None) or error), getattr(error, "errno", errno.ENOSPC)
         of_disk = isinstance(error, OSError) or any(words in told for words in _OF_DISK)
-        if not of_disk or number not in _NO_ROOM or told.startswith("cannot write to"):
+        if not of_disk or errno.errorcode.get(number) not in _NO_ROOM or told.startswith("cannot write to"):
             raise
         advice = "make room or make it writable, or name other folders in DEEPKNN_DATA and DEEPKNN_FIGURES"
         raise OSError(number, f"cannot write to {what} ({told:.100}): {advice}") from error
@@ -84,6 +75,8 @@ def _remove(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """OSError, rather now than after an hour, if no file can be put at `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; name a file")
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

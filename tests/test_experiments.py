@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -21,9 +23,11 @@ from safetensors.torch import load_file, save_file
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network, extract_features
+from deepknn_lib.storage import claim, whole_file
 from deepknn_lib.study import experiments, results
 from deepknn_lib.study.runs import METHODS, grid, make_run
 
+ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
 
 
@@ -37,6 +41,22 @@ def made(tmp_path_factory):
         done = experiments.execute_all(grid("lesions", "smoke", COMPARED, ("grouped",), (0,)), "cpu")
     events = [json.loads(line) for line in (folder / "progress").read_text(encoding="utf-8").splitlines()]
     return folder, {result.run.method: result for result in done}, events
+
+
+def processes(data):
+    """The processes with this data folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found += [path] if f"DEEPKNN_DATA={data}\0".encode() in path.read_bytes() else []
+    return found
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert condition()
 
 
 @pytest.fixture
@@ -74,6 +94,10 @@ def test_a_second_execute_reads_the_cache(made, monkeypatch):
     monkeypatch.setenv("DEEPKNN_PROGRESS", str(folder / "again"))
     first = found["deep-knn"]
     second = experiments.execute(replace(first.run, k_predict=1), "cpu")
+    assert [row["k_predict"] for row in first.record["scores"]] == [1, 5]
+    right = (first.predict(5) == first.arrays["test_labels"]).mean()
+    assert first.record["scores"][1]["acc"] == pytest.approx(100 * right)
+    assert len([name for name in first.record["scores"][0] if name.startswith("recall_")]) == 7
     assert all(np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
     told = json.loads((folder / "again").read_text())
     assert told == {"event": "run", "status": "cached", "label": first.run.label}
@@ -219,30 +243,199 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(tmp_path, monkey
     environment["LOKY_MAX_CPU_COUNT"] = "2"
     parent = subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stderr=subprocess.DEVNULL)
 
-    def processes():
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                found += [path] if f"DEEPKNN_DATA={tmp_path}".encode() in path.read_bytes() else []
-        return found
-
-    def wait_for(condition, seconds):
-        end = time.monotonic() + seconds
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.2)
-        assert condition()
-
     wait_for(lambda: len(list(tmp_path.glob("runs/*.checkpoint.pt"))) == 2, 90)
-    assert len(processes()) >= 3
+    assert len(processes(tmp_path)) >= 3
     parent.kill()
     parent.wait()
-    wait_for(lambda: not processes(), 10)
+    wait_for(lambda: not processes(tmp_path), 10)
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
     there = []  # Is fit given the checkpoint that the killed process left?
     fit = mock.Mock(side_effect=lambda *_, checkpoint, **__: there.append(checkpoint.is_file()) or [])
     monkeypatch.setattr(experiments, "fit", fit)
     experiments.execute(make_run("digits", "deep-knn", "smoke", seed=0, split="grouped", epochs=400), "cpu")
     assert there == [True]
+
+
+# Faults
+
+
+def digits(*seeds, method="knn"):
+    return [make_run("digits", method, "smoke", seed=seed, split="grouped") for seed in seeds]
+
+
+def spoil(path, change):
+    """Write what `change` makes of the arrays of an npz, the text of a JSON, or the bytes of another file."""
+    if path.suffix == ".npz":
+        with np.load(path) as stored:
+            arrays = {**stored}
+        np.savez(path, **change(arrays))
+    else:
+        path.write_bytes(change(path.read_bytes()))
+
+
+DAMAGES = {
+    "half of run.json": ("run.json", lambda content: content[: len(content) // 2]),
+    "no run.json": ("run.json", None),
+    "another smallest class": (
+        "run.json",
+        lambda content: content.replace(b'"smallest": ', b'"smallest": 1'),
+    ),
+    "rows reversed": ("features.npz", lambda a: a | {"train_features": a["train_features"][::-1]}),
+    "no features.npz": ("features.npz", None),
+    "an edited history": ("history.csv", lambda content: content + b"9\n"),
+    "of an earlier version": ("run.json", lambda content: content.replace(b'"checksums"', b'"sums"')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_named_set_aside_and_made_again(monkeypatch, tmp_path, capsys, damage):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    (run,), (name, change) = digits(0), DAMAGES[damage]
+    first, folder = experiments.execute(run, "cpu"), experiments.folder_of(run)
+    spoil(folder / name, change) if change else (folder / name).unlink()
+    capsys.readouterr()
+    again = experiments.execute(run, "cpu")
+    assert f"{folder} is not whole" in capsys.readouterr().err
+    assert len([*folder.parent.glob(f".damaged-{folder.name}-*")]) == 1
+    assert all(np.array_equal(first.arrays[part], again.arrays[part]) for part in first.arrays)
+    assert again.record["smallest"] == first.record["smallest"] and experiments.is_done(run)
+
+
+def test_a_damaged_checkpoint_base_or_file_of_features_is_made_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    (knn,), (deep,) = digits(0), digits(0, method="deep-knn-ft")
+    first = experiments.execute_all([knn, deep], "cpu", 1)
+    checkpoint = Path(f"{experiments.folder_of(deep)}.checkpoint.pt")
+    experiments.folder_of(deep).rename(tmp_path / "gone")
+    experiments.folder_of(knn).rename(tmp_path / "gone too")
+    checkpoint.write_bytes(b"garbage")
+    spoil(experiments.folder_of(deep.base) / "model.safetensors", lambda content: content[:-4] + b"0000")
+    (features,) = tmp_path.glob("features/*.npz")
+    spoil(features, lambda arrays: arrays | {"features": arrays["features"][::-1]})
+    again = experiments.execute_all([knn, deep], "cpu", 1)
+    told = capsys.readouterr().err
+    for path in (checkpoint, experiments.folder_of(deep.base), features):
+        assert f"{path} is not whole" in told
+    for before, after in zip(first, again, strict=True):
+        assert all(np.array_equal(before.arrays[name], after.arrays[name]) for name in before.arrays)
+
+
+def test_a_run_that_fails_leaves_the_others_going_and_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    wide = replace(digits(0, method="weighted-ce")[0], lr=1e30)
+    (deep,) = digits(0, method="deep-knn-ft")
+    runs = [wide, replace(deep, base=wide), *digits(0)]
+    with pytest.raises(
+        FloatingPointError, match="weighted cross|weighted-ce .*loss is nan.*what it starts from failed"
+    ):
+        experiments.execute_all(runs, "cpu", 1)
+    failed = {}
+    done = experiments.execute_all(runs, "cpu", 1, failed=failed)
+    assert [*failed] == runs[:2] and done[:2] == [None, None] and done[2].run == runs[2]
+    out = tmp_path / "rows.csv"
+    command = "grid --profile smoke --methods knn,weighted-ce --splits grouped --device cpu --seeds 0 --dataset digits"
+    assert cli.main(f"{command} --lr 1e30 --jobs 1 --out {out}".split()) == 1
+    assert "failed: weighted-ce · digits" in capsys.readouterr().err and len(pd.read_csv(out)) == 2
+
+
+def test_what_another_process_is_at_comes_last_and_is_not_done_twice(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    monkeypatch.setenv("DEEPKNN_PROGRESS", str(tmp_path / "progress"))
+    (one, other), results = digits(0, 1), []
+    experiments.execute(one, "cpu")
+    at = [experiments.folder_of(run) for run in (one, other)]
+    at[0].rename(tmp_path / "elsewhere")
+    (tmp_path / "progress").unlink()
+    thread = threading.Thread(target=lambda: results.extend(experiments.execute_all([one, other], "cpu", 1)))
+    with claim(at[0]) as mine, claim(at[1], wait=False) as too:
+        assert mine and too
+    with claim(at[0]):
+        thread.start()
+        wait_for(at[1].is_dir, 60)
+        assert not at[0].exists() and not results
+        (tmp_path / "elsewhere").rename(at[0])
+    thread.join(60)
+    events = map(json.loads, (tmp_path / "progress").read_text(encoding="utf-8").splitlines())
+    assert [(event["status"], event["label"]) for event in events] == [
+        ("trained", other.label),
+        ("cached", one.label),
+    ]
+    assert [result.run for result in results] == [one, other]
+
+
+def test_what_killed_processes_left_is_swept_and_a_full_disk_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path))
+    (run,) = digits(0)
+    with (
+        pytest.raises(ValueError),
+        whole_file(tmp_path / "x.csv") as one,
+        whole_file(tmp_path / "x.csv") as two,
+    ):
+        assert one != two and one.parent == two.parent
+        raise ValueError
+    (old, new) = (tmp_path / "runs" / f".{name}.{'0f' * 16}.tmp" for name in ("old", "new"))
+    own = experiments.folder_of(run).with_name(f".{experiments.folder_of(run).name}.{'0f' * 16}.tmp")
+    for left in (old, new, own):
+        left.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    experiments.execute(run, "cpu")
+    assert (
+        new.exists() and not old.exists() and not own.exists()
+    )  # of `own` the claim was free, so its owner is gone
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672]"),
+    ):
+        with pytest.raises(OSError, match="cannot write to .*x.csv .*make room.*DEEPKNN_DATA"):
+            with whole_file(tmp_path / "x.csv"):
+                raise error
+    assert not list(tmp_path.glob(".x*"))
+
+
+def test_ctrl_c_stops_a_grid_in_two_seconds_and_says_how_far_it_is(tmp_path):
+    told = {"DEEPKNN_DATA": str(tmp_path), "LOKY_MAX_CPU_COUNT": "2", "PYTHONUNBUFFERED": "1"}
+    command = (
+        "grid --profile smoke --dataset digits --methods deep-knn --splits grouped --epochs 900 --device cpu"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deepknn_lib", *command.split()],
+        env=os.environ | told, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: list(tmp_path.glob("runs/*.checkpoint.pt")), 120)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+    began = time.monotonic()
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and time.monotonic() - began < 2
+    assert "stopped, 0 of 2 done" in said and "Traceback" not in said
+    wait_for(lambda: not processes(tmp_path), 2)
+
+
+def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(monkeypatch, tmp_path):
+    from distributed import LocalCluster
+
+    runs = grid("digits", "smoke", ("deep-knn-ft",), ("grouped",), (0,), epochs=6)
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "here"))
+    told = {"DEEPKNN_DATA": str(tmp_path / "there"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "env": told}
+    with LocalCluster(**options) as cluster:
+
+        def kill():  # the worker that is in the middle of a training
+            wait_for(lambda: list(tmp_path.glob("there/runs/*.checkpoint.pt")), 120)
+            busy = [worker.address for worker in cluster.scheduler.workers.values() if worker.processing]
+            (nanny,) = [one for one in cluster.workers.values() if one.worker_address in busy]
+            os.kill(nanny.pid, signal.SIGKILL)
+            killed.extend(tmp_path.glob("there/runs/*.checkpoint.pt"))
+
+        killed = []
+        thread = threading.Thread(target=kill)
+        thread.start()
+        found = experiments.execute_all(runs, "cpu", cluster=cluster.scheduler_address)
+        thread.join()
+    assert len(killed) == 1
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "alone"))
+    for result, alone in zip(found, experiments.execute_all(runs, "cpu", 2), strict=True):
+        assert result.record["device"] == alone.record["device"] == "cpu (1 threads a run)"
+        assert all(np.array_equal(result.arrays[name], alone.arrays[name]) for name in alone.arrays)
 
 
 # The command line
@@ -259,14 +452,47 @@ def test_the_command_line_runs_and_ends_with_json(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("options, said", [
-    (["--dataset", "skin8"], "unknown data set 'skin8'"),
-    (["--epochs", "0"], "epochs must be at least 1"),
-    (["--normalize", "l3"], "unknown normalize 'l3'"),
+    ("run --method deep-knn --dataset skin8", "unknown data set 'skin8', did you mean skin7"),
+    ("run --method deep-knn --dataset {}", "unknown data set '{}'; did you mean folder:{}?"),
+    ("run --method deep-knn --epochs 0", "epochs must be at least 1"),
+    ("run --method deep-knn --normalize l3", "unknown normalize 'l3'"),
+    ("run --method deep-knn --k-predict 0", "k_predict must be at least 1"),
+    ("run --method deep-nn", "unknown method 'deep-nn', did you mean deep-knn"),
+    ("run --method knn --backbone resnet81", "unknown backbone 'resnet81'"),
+    ("run --method knn --out {}/file/out", "cannot write to {}/file/out"),
+    ("grid --epochs -3", "epochs must be at least 1, got -3"),
+    ("grid --splits both", "unknown split 'both'"),
+    ("grid --methods knn,typo", "unknown method 'typo'"),
+    ("grid --profile smok", "unknown profile 'smok', did you mean smoke"),
+    ("grid --jobs 0", "jobs must be at least 1"),
+    ("grid --out {}", "{} is a folder; name a file"),
+    ("grid --out {}/file/out.csv", "cannot write to {}/file/out.csv"),
+    ("grid --device cuda", "device 'cuda' was asked for, but torch sees no GPU"),
+    ("grid --cluster tcp://127.0.0.1:1", "no Dask scheduler answers at tcp://127.0.0.1:1"),
+    ("grid --seeds 0,x", "argument --seeds: '0,x': give whole numbers"),
+    ("grid --methods ,", "argument --methods: it is empty"),
+    ("WORLD_SIZE=2 grid", "torchrun or its like"),
 ])  # fmt: skip
-def test_the_command_line_says_what_is_wrong_in_a_line(capsys, options, said):
-    assert cli.main(["run", "--method", "deep-knn", "--profile", "smoke", *options]) == 2
+def test_what_cannot_be_meant_is_said_in_a_line_before_anything_starts(
+    capsys, monkeypatch, tmp_path, options, said
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(experiments, "_attempt", None)  # nothing may start
+    (tmp_path / "file").touch()
+    if options.startswith("WORLD_SIZE=2"):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    words = options.removeprefix("WORLD_SIZE=2 ").format(tmp_path).split()
+    try:
+        status = cli.main([words[0], "--profile", "smoke", *words[1:]])
+    except SystemExit as ended:  # argparse
+        status = ended.code
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {said}") and told.count("\n") == 1
+    assert (
+        status == 2
+        and "error: " in told
+        and said.format(tmp_path, tmp_path) in told
+        and "Traceback" not in told
+    )
 
 
 GRID = "grid --profile smoke --methods knn,deep-knn --splits grouped --device cpu"

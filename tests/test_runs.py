@@ -56,6 +56,10 @@ def test_a_run_on_features_hands_its_settings_to_its_base():
     run = make_run("lesions", "mlp-deep-knn", evaluate_on="validation", **shared)
     for name, value in (shared | {"evaluate_on": "validation"}).items():
         assert getattr(run.base, name) == getattr(run, name) == value
+    assert make_run("digits", "deep-knn-ft", lr_decay_every=7, precision="bf16").base.lr_decay_every == 7
+    assert (
+        make_run("digits", "deep-knn-ft").base.lr_decay_every == 3
+    )  # not the 2 that the profile gives deep-knn-ft
     assert run.base.method == "knn" and run.key != replace(run, base=replace(run.base, normalize="l2")).key
 
 

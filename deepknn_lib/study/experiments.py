@@ -119,9 +119,7 @@ def _stored(folder: Path, *more: str) -> tuple[dict, list[dict], dict]:
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         written = record.pop("checksums")  # An entry of an earlier version has none.
-        found = {name: digest(folder / name) for name in (*FILES[:2], *more)} | {
-            "run.json": digest(json.dumps(record))
-        }
+        found = _checksums(folder, record, *FILES[:2], *more)
         if changed := [name for name in found if found[name] != written[name]]:
             raise ValueError(f"{', '.join(changed)} changed since")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -130,6 +128,10 @@ def _stored(folder: Path, *more: str) -> tuple[dict, list[dict], dict]:
         arrays = {name: stored[name] for name in stored.files}
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip").to_dict("records")
     return arrays, history, record
+
+
+def _checksums(folder: Path, record: dict, *names: str) -> dict[str, str]:
+    return {name: digest(folder / name) for name in names} | {"run.json": digest(json.dumps(record))}
 
 
 def _entry(folder: Path, *more: str) -> tuple[dict, list[dict], dict] | None:
@@ -176,13 +178,11 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     bases = {key: run for key, run in bases.items() if not _entry(folder_of(run), *FILES)}
     others = [run.trained for key, run in asked.items() if key not in found and key not in bases]
     done, total = len(found), len(found) + len(bases) + len(others)
-    quiet, workers = (
-        "DEEPKNN_PROGRESS" in os.environ or done == total,
-        min(jobs, max(len(bases), len(others), 1)),
-    )
+    jobs = min(jobs, max(len(bases), len(others), 1))
+    quiet = "DEEPKNN_PROGRESS" in os.environ or done == total
     with tqdm(total=total - done, desc="training", unit="run", disable=quiet) as bar:
         try:
-            with _workers(workers, cluster if done < total else "") as send:
+            with _workers(jobs, cluster if done < total else "") as send:
                 for wave in ([*bases.values()], others):  # what others start from comes first
                     for wait in (False, True):  # what another process is at comes last
                         tasks, wave = wave, []
@@ -200,13 +200,13 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{done} of {total} done") from None
     if errors and failed is None:
-        kind = next(k for k in (*_KINDS, RuntimeError) if isinstance([*errors.values()][0][1], k))
-        raise kind("; ".join(f"{run.label}: {error}" for run, error in errors.values()))
+        first = next(error for _, error in errors.values())
+        kind = next(kind for kind in (*_KINDS, RuntimeError) if isinstance(first, kind))
+        raise kind("; ".join(f"{run.label}: {error}" for run, error in errors.values())) from first
     if errors:
         failed |= {run: errors[run.key][1] for run in runs if run.key in errors}
-    found |= {
-        key: _stored(folder_of(run)) for key, run in asked.items() if key not in found and key not in errors
-    }
+    made = (run for key, run in asked.items() if key not in found and key not in errors)
+    found |= {run.key: _stored(folder_of(run)) for run in made}
     return [Result(run, *found[run.key]) if run.key in found else None for run in runs]
 
 
@@ -218,9 +218,7 @@ def _outcomes(send: Callable, runs: list[Run], errors: dict, device: str, wait: 
     yield from ((run, ValueError("what it starts from failed"), []) for run in runs if run not in left)
     tasks = [(run, device, wait, data_digest(run), run.base and data_digest(run.base)) for run in left]
     parallel, mask = Parallel(return_as="generator_unordered", batch_size=1), signal.pthread_sigmask
-    mask(
-        signal.SIG_BLOCK, [signal.SIGINT]
-    )  # Workers inherit it: they end with this process, and say nothing.
+    mask(signal.SIG_BLOCK, [signal.SIGINT])  # Workers inherit it; they end with this process.
     try:
         ended = parallel(send(*task) for task in tasks)
     finally:
@@ -254,7 +252,7 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
         raise ValueError("a cluster needs Dask: pip install '.[cluster]', here and on the workers") from error
 
     class Backend(DaskDistributedBackend):
-        """That of joblib, which waits for ever for a run that Dask gave up, and executes here if there is one worker."""
+        """That of joblib, which waits for ever for a run that Dask gave up, and executes here where one worker is."""
 
         def effective_n_jobs(self, n_jobs):
             return max(2, super().effective_n_jobs(n_jobs))
@@ -269,17 +267,14 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
             return future
 
     def send(run, device, wait, data, base):
-        return delayed(_attempt)(
-            _on_worker, run, device, data, base, base and _files(_folder(run.base, base))
-        )
+        files = base and _files(_folder(run.base, base))
+        return delayed(_attempt)(_on_worker, run, device, data, base, files)
 
     try:
         client = Client(cluster, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
-        told = (
-            f"no Dask scheduler answers at {cluster} ({error}); start one with `dask scheduler`, and workers"
-        )
-        raise OSError(told) from error
+        told = f"no Dask scheduler answers at {cluster} ({error})"
+        raise OSError(f"{told}; start one with `dask scheduler`, and workers") from error
     with client:
         has_gpu = any("GPU" in worker["resources"] for worker in client.scheduler_info()["workers"].values())
         with parallel_config(Backend(client=client, **{"resources": {"GPU": 1}} if has_gpu else {})):
@@ -289,7 +284,7 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
 def pick_device(device: str) -> torch.device:
     """`auto` is the GPU if there is one; ValueError for a device that there is not."""
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}; choose auto, cpu or cuda")
+        raise storage.unknown("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -314,9 +309,7 @@ def _begin_worker(parent: int) -> None:
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
 
 
-def _on_worker(
-    run: Run, device: str, data: str, base: str | None, base_files: dict | None
-) -> dict[str, bytes]:
+def _on_worker(run: Run, device: str, data: str, base: str | None, files: dict | None) -> dict[str, bytes]:
     """Execute a run on a worker of a cluster, in its own data folder, and return the files."""
     from distributed import get_worker
 
@@ -328,7 +321,7 @@ def _on_worker(
             told = f"the worker {get_worker().address} has other images or weights in its {data_dir()}"
             raise ValueError(f"{told}; copy those of this machine there")
         if base:
-            _put(_folder(run.base, base), base_files)
+            _put(_folder(run.base, base), files)
         _carry_out(run, device, True, data, base)
         return _files(_folder(run, data))
 
@@ -356,11 +349,8 @@ def _attempt(work: Callable, run: Run, *what) -> tuple[Run, object, list[str]]:
             how = error
         except Exception as error:  # torch has kinds of its own, such as for want of memory
             how = RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
-    return (
-        run,
-        how,
-        [*dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning))],
-    )
+    texts = dict.fromkeys(str(one.message) for one in said if issubclass(one.category, UserWarning))
+    return run, how, [*texts]
 
 
 def _carry_out(run: Run, device: str, wait: bool, data: str, base: str | None) -> str:
@@ -401,9 +391,7 @@ def _write(folder: Path, result: Result, state: dict[str, torch.Tensor]) -> None
     save_file({n: t.contiguous().cpu() for n, t in state.items()}, folder / "model.safetensors")
     pd.DataFrame(result.history or {"epoch": []}).to_csv(folder / "history.csv", index=False)
     record = result.record | {"scores": scores_of(result)}
-    record["checksums"] = {name: digest(folder / name) for name in FILES} | {
-        "run.json": digest(json.dumps(record))
-    }
+    record["checksums"] = _checksums(folder, record, *FILES)
     (folder / "run.json").write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
 
 

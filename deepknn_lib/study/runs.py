@@ -141,26 +141,19 @@ class Run(TrainingConfig):
         return f"{self.method} · {self.dataset} · {self.split} split · seed {self.seed}"
 
 
-def profile_of(name: str) -> dict:
-    """The settings of a profile; ValueError for a name that there is not."""
-    if name not in PROFILES:
-        raise unknown("profile", name, PROFILES)
-    return PROFILES[name]
-
-
 def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run:
     """The run of a method under a profile, with any field changed by name.
 
     ValueError for a profile, method, data set, split or field that there is not.
     """
-    own = profile_of(profile)
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    for what, name, known in (("profile", profile, PROFILES), ("method", method, METHODS)):
+        if name not in known:
+            raise unknown(what, name, known)
     names = [f.name for f in fields(Run)]
     if others := sorted(set(changes) - set(names)):
         raise unknown("field of a Run", others[0], names)
     check_split(dataset, changes.get("split", Run.split), changes.get("fold", Run.fold))
-    kind = METHODS[method]
+    own, kind = PROFILES[profile], METHODS[method]
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
     if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
         settings = {"normalize": "none"} | settings
@@ -178,7 +171,7 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
 
 def grid(dataset, profile="demo", methods=TABLE2, split_names=("paper", "grouped"), seeds=None, **changes):
     """The runs of a comparison, so ordered that every seed finished is a whole one; `changes` as in `make_run`."""
-    seeds = profile_of(profile)["seeds"] if seeds is None else seeds
+    seeds = PROFILES[profile]["seeds"] if seeds is None else seeds
     order = [(seed, split, method) for seed in seeds for split in split_names for method in methods]
     return [make_run(dataset, m, profile, split=split, seed=seed, **changes) for seed, split, m in order]
 

@@ -1,0 +1,145 @@
+"""What `./run_tests.sh --faults` does: runs are killed at random moments, and end as if nothing had happened.
+
+A grid on digits is killed by SIGKILL again and again, in every stage: imports, decoding, training, checkpoints,
+features, results. Whenever the command comes to its end, all it left is compared with a grid that nobody disturbed, bit
+by bit, and it begins anew in an empty folder. `DEEPKNN_KILLS` is the number of kills (50), `DEEPKNN_SEED` that of
+their moments (0). Linux only: processes are looked up in /proc.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+from test_experiments import processes, wait_for
+
+KILLS, SEED = int(os.environ.get("DEEPKNN_KILLS", 50)), int(os.environ.get("DEEPKNN_SEED", 0))
+GRID = "grid --profile smoke --dataset digits --methods knn,deep-knn,deep-knn-ft,mlp-ce --splits grouped --seeds 0"
+GRID += " --device cpu --epochs 2 --jobs 2"
+TRAINED = 5  # the four, and the cross-entropy that deep kNN* starts from
+
+
+def start(folder: Path, command: str, **told: str) -> subprocess.Popen:
+    told = {
+        "DEEPKNN_DATA": str(folder),
+        "DEEPKNN_FIGURES": str(folder / "figures"),
+        "OMP_NUM_THREADS": "1",
+    } | told
+    with open(f"{folder}.log", "ab") as log:
+        words = [sys.executable, "-m", "deepknn_lib", *command.split()]
+        return subprocess.Popen(words, env=os.environ | told, stdout=log, stderr=log, start_new_session=True)
+
+
+def ends_well(process: subprocess.Popen, folder: Path) -> None:
+    assert process.wait(600) == 0, Path(f"{folder}.log").read_text(errors="replace")[-3000:]
+
+
+def kept(folder: Path) -> dict:
+    """All that a grid left but times, by file: arrays, tensors, history, scores."""
+    found = {}
+    for path in sorted(folder.glob("runs/[!.]*/*")):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".npz":
+            with np.load(path) as stored:
+                found[name] = {part: stored[part].tolist() for part in stored.files}
+        elif path.suffix == ".safetensors":
+            found[name] = {part: tensor.tobytes() for part, tensor in load_file(path).items()}
+        elif path.suffix == ".csv":
+            found[name] = pd.read_csv(path).filter(regex="^(?!.*seconds)").to_csv()
+        else:
+            found[name] = json.loads(path.read_text(encoding="utf-8"))["scores"]
+    return found
+
+
+def is_clean(folder: Path) -> None:
+    wait_for(lambda: not processes(folder), 15)
+    left = [path for path in folder.glob("*/*") if ".tmp" in path.name or path.name.startswith(".damaged")]
+    assert not left and not list(folder.glob("runs/*.checkpoint.pt"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a grid leaves that nobody disturbed, and the seconds it takes."""
+    folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+    ends_well(start(folder, GRID), folder)
+    assert len(found := kept(folder)) == 4 * TRAINED
+    is_clean(folder)
+    return found, time.monotonic() - began
+
+
+def test_killed_at_any_moment_a_grid_ends_bit_by_bit_the_same(undisturbed, tmp_path, capsys):
+    expected, seconds = undisturbed
+    moments, folder, whole = random.Random(SEED), tmp_path / "data", 0
+    for number in range(1, KILLS + 1):
+        while True:
+            process, after = start(folder, GRID), moments.uniform(0, seconds)
+            try:
+                process.wait(after)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                break
+            assert process.returncode == 0, Path(f"{folder}.log").read_text(errors="replace")[-3000:]
+            assert kept(folder) == expected
+            is_clean(folder)
+            shutil.rmtree(folder)
+            whole += 1
+        process.wait()
+        with capsys.disabled():
+            print(f"kill {number}/{KILLS} after {after:.1f} s; {whole} grids came to their end", flush=True)
+        wait_for(lambda: not processes(folder), 15)  # no orphan
+    ends_well(start(folder, GRID), folder)
+    assert kept(folder) == expected
+    is_clean(folder)
+
+
+def test_a_killed_worker_is_named_and_the_same_command_ends_the_same(undisturbed, tmp_path):
+    folder = tmp_path / "data"
+    process = start(folder, GRID.replace("--epochs 2", "--epochs 300"))
+    wait_for(lambda: list(folder.glob("runs/*.checkpoint.pt")), 120)
+    for pid in (int(path.parent.name) for path in processes(folder)):
+        if pid != process.pid and b"loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+            break
+    assert process.wait(120) == 1 and "do fewer runs at once" in Path(f"{folder}.log").read_text()
+    ends_well(start(folder, GRID), folder)
+    assert {name: value for name, value in kept(folder).items() if name in undisturbed[0]} == undisturbed[0]
+
+
+def test_two_grids_at_once_train_nothing_twice(undisturbed, tmp_path):
+    folder = tmp_path / "data"
+    both = [start(folder, GRID, DEEPKNN_PROGRESS=str(tmp_path / f"events{n}")) for n in (1, 2)]
+    for process in both:
+        ends_well(process, folder)
+    lines = [
+        line for n in (1, 2) for line in (tmp_path / f"events{n}").read_text(encoding="utf-8").splitlines()
+    ]
+    trained = [event["label"] for event in map(json.loads, lines) if event.get("status") == "trained"]
+    assert len(trained) == len(set(trained)) == TRAINED
+    assert kept(folder) == undisturbed[0]
+    is_clean(folder)
+
+
+def test_a_notebook_that_was_killed_ends_when_it_is_run_again(tmp_path, capsys):
+    folder, moments = tmp_path / "data", random.Random(SEED)
+    notebook = {"command": "notebooks --profile smoke --only 04 --device cpu", "PYTHONPATH": os.getcwd()}
+    for number in range(max(KILLS // 10, 1)):
+        process, after = start(folder, **notebook), moments.uniform(2, 40)
+        try:
+            ended = process.wait(after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            ended = process.wait()
+        with capsys.disabled():
+            print(f"notebook, kill {number + 1}: status {ended} after {after:.1f} s", flush=True)
+        wait_for(lambda: not processes(folder), 20)
+    ends_well(start(folder, **notebook), folder)
+    assert list(folder.glob("figures/lesions-smoke/tables/*.csv"))
