@@ -21,8 +21,10 @@ from deepknn_lib.storage import data_dir, digest, unknown, whole_file
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
-NO_GROUPS = "no groups are given: images of one patient may be in training and test, and no check would show it; name "
-NO_GROUPS += "the patients, as data/README.md says (groups.csv with the columns file,patient_id)"
+NO_GROUPS = (
+    "no groups are given: one patient may be in training and test, no check can show it, and the split "
+    "grouped is one by image; name patients in groups.csv (columns file,patient_id; see data/README.md)"
+)
 MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
 
 
