@@ -104,6 +104,16 @@ def test_skin7_without_its_folds_or_with_other_groups_is_told_so(data, monkeypat
     assert "download skin7" in found.query("check == 'splits'")["detail"].item()
 
 
+def test_two_lesions_that_show_one_stay_on_one_side_of_the_split_by_lesion(data, monkeypatch):
+    sets.skin7(data)
+    index = load.index_of("skin7")
+    folds = load.folds_of("skin7", index, "grouped")
+    one, other = (index.groups[folds == fold][0] for fold in (1, 2))
+    monkeypatch.setattr(CATALOG["skin7"], "twins", {one: other, "not here": "nor here"})
+    joined = load.folds_of("skin7", index, "grouped")
+    assert set(joined[index.groups == one]) == {2} and (joined != folds).sum() == (index.groups == one).sum()
+
+
 def test_class_folders_with_and_without_patients(data, tmp_path):
     name, other = (f"folder:{class_folders(tmp_path / i / 'x', groups=i == 'b')}" for i in ("a b", "b"))
     plain, grouped = load_dataset(name, "paper", 1, 16), load_dataset(other, "grouped", 1, 16)

@@ -220,7 +220,11 @@ def folds_of(name: str, index: Index, split: str, fold: int = 1) -> np.ndarray:
     if split == "grouped" and not single:
         shared = len({*index.groups}) < len(index)
         by_group = shared or (len(index) <= MANY and index.parts is None)
-        return group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
+        folds = group_folds(index.labels, index.groups) if by_group else image_folds(index.labels)
+        for lesion, other in vars(entry_of(name)[0]).get("twins", {}).items():
+            if other in index.groups:  # Pictures that are nearly the same are filed under two lesions.
+                folds[index.groups == lesion] = folds[index.groups == other][0]
+        return folds
     if index.parts is not None:
         folds = (index.parts == "test").astype(np.int64)
     else:
