@@ -152,7 +152,7 @@ def report(folder: Path, images: Path, k_predict: int | None, out: Path | None, 
     found = predict(folder, images, k_predict)
     if figure:
         with whole_file(figure) as temporary:
-            picture(found).savefig(temporary, dpi=150)
+            picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     if out:
         with whole_file(out) as temporary:
             without_formulas(found.table).to_csv(temporary, index=False, float_format="%.6g")
