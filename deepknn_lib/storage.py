@@ -44,7 +44,7 @@ def room_for(what: Path) -> Iterator[None]:
         of_disk = isinstance(error, OSError) or any(words in told for words in _OF_DISK)
         if not of_disk or errno.errorcode.get(number) not in _NO_ROOM or told.startswith("cannot write to"):
             raise
-        advice = "make room or make it writable, or name other folders in DEEPKNN_DATA and DEEPKNN_FIGURES"
+        advice = "make room or make it writable, or name another folder in DEEPKNN_DATA or DEEPKNN_FIGURES"
         raise OSError(number, f"cannot write to {what} ({told:.100}): {advice}") from error
 
 
@@ -121,7 +121,7 @@ def sweep(hours: float = 24, *names: str) -> None:
     """Remove what killed processes left half written in `data_dir()`, or in it under these names, once it is so old."""
     for name in names or (".*", "*/.*"):
         for path in data_dir().glob(f"{name}.{'[0-9a-f]' * 32}.tmp*"):
-            with contextlib.suppress(FileNotFoundError):  # Another process sweeps too.
+            with contextlib.suppress(OSError):  # Another process sweeps too, or the folder is another user's.
                 if time.time() - path.stat().st_mtime >= 3600 * hours:
                     _remove(path)
 

@@ -276,7 +276,9 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
         told = f"no Dask scheduler answers at {cluster} ({error})"
         raise OSError(f"{told}; start one with `dask scheduler`, and workers") from error
     with client:
-        has_gpu = any("GPU" in worker["resources"] for worker in client.scheduler_info()["workers"].values())
+        has_gpu = any(
+            "GPU" in worker["resources"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()
+        )
         with parallel_config(Backend(client=client, **{"resources": {"GPU": 1}} if has_gpu else {})):
             yield send
 
@@ -290,9 +292,8 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-@cache
-def _end_with(parent: int) -> None:
-    """End this process when its parent, the process that asked for the runs, is gone."""
+def _begin_worker(parent: int) -> None:
+    """Make a process ready to execute runs, on one core, and to end when its parent is gone, which asked for them."""
 
     def watch():
         while os.getppid() == parent:
@@ -300,11 +301,6 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _begin_worker(parent: int) -> None:
-    """Make a process ready to execute runs, on one core."""
-    _end_with(parent)
     torch.set_num_threads(1)
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
 
