@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from deepknn_lib.datasets.decode import BLOCK, each, resize
-from deepknn_lib.datasets.readers import SUFFIXES, Index
+from deepknn_lib.datasets.readers import Index, images_in
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import data_dir, whole_file
@@ -76,8 +76,8 @@ def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predict
     k = run.k_predict if k_predict is None else k_predict
     if k == SOFTMAX and not network.classifier:
         raise ValueError(f"{run.method} has no softmax; give a K_p of at least 1")
-    files = [images] if images.is_file() else sorted(images.rglob("[!.]*"))
-    files = [path for path in files if path == images or path.suffix.lower() in {*SUFFIXES, ".dcm"}]
+    there, notes = ({"": images}, []) if images.is_file() else images_in(images)
+    files = [*there.values()]
     if not files:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
     features, pixels, good, bad = [], [], [], []
@@ -107,6 +107,7 @@ def predict(folder: Path, images: Path, k_predict: int | None = None) -> Predict
         found |= {f"class_{n + 1}": names[labels[:, n]], f"distance_{n + 1}": distances[:, n]}
     told = f"{far.sum()} of {len(far)} images are far from all that the run knows: their neighbour {shown} is further"
     told += f" than {limit:.3g}, as it is for 1 % of the run's test images."
+    told += "".join(f" {note}." for note in notes)
     return Predictions(run, pd.DataFrame(found), features.numpy(), pixels, bad, told)
 
 
@@ -114,8 +115,11 @@ def _pixels(run: Run, files: list[Path]) -> dict[Path, np.ndarray | str]:
     """Each file's pixels as the run's set has them, uint8 (3, S, S), or why it cannot be read."""
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     rows = np.arange(len(files))
-    made = each(Index(rows, rows, rows, (), files), size, lambda i: resize(i[None], size, how)[0], "reading")
-    return dict(zip(files, made, strict=True))
+    index = Index(rows, rows, rows, (), files)
+    made = dict(
+        each(index, size, lambda i: resize(i[None], size, how)[0], "reading", {})
+    )  # the last of each row
+    return {files[row]: made[row] for row in rows}
 
 
 def picture(found: Predictions):
