@@ -57,14 +57,12 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
 @cache
 def group_of(dataset: str) -> str:
     """What several images of a set share: a `lesion` or a `patient`; `image` where no groups are known."""
-    if dataset in ("lesions", "skin7"):
-        return "lesion"
     try:
         index = index_of(dataset)
     except (ValueError, OSError):  # the notebook says what is wrong when it loads the set
         return "image"
     named = any("lesion" in name.lower() for name in index.class_names)  # a class keeps its name
-    return "lesion" if named else "patient" if index.is_grouped else "image"
+    return "lesion" if named else index.unit or "image"
 
 
 def reworded(text: str, dataset: str) -> str:
