@@ -106,7 +106,7 @@ def test_a_killed_worker_is_named_and_the_same_command_ends_the_same(undisturbed
     process = start(folder, GRID.replace("--epochs 2", "--epochs 300"))
     wait_for(lambda: list(folder.glob("runs/*.checkpoint.pt")), 120)
     for pid in (int(path.parent.name) for path in processes(folder)):
-        if pid != process.pid and b"loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if pid != process.pid and b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
             break
     assert process.wait(120) == 1 and "do fewer runs at once" in Path(f"{folder}.log").read_text()

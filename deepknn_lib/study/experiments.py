@@ -242,7 +242,8 @@ def _workers(jobs: int, cluster: str) -> Iterator[Callable]:
     from joblib import delayed, parallel_config
 
     if not cluster:
-        with parallel_config("loky", n_jobs=jobs, initializer=_begin_worker, initargs=(os.getpid(),)):
+        told = os.getpid(), {name: value for name, value in os.environ.items() if name.startswith("DEEPKNN_")}
+        with parallel_config("loky", n_jobs=jobs, initializer=_begin_worker, initargs=told):
             yield partial(delayed(_attempt), _carry_out)
         return
     try:
@@ -292,7 +293,7 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _begin_worker(parent: int) -> None:
+def _begin_worker(parent: int, environment: dict[str, str]) -> None:
     """Make a process ready to execute runs, on one core, and to end when its parent is gone, which asked for them."""
 
     def watch():
@@ -302,7 +303,9 @@ def _begin_worker(parent: int) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
-    os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)  # several would write over one another's line
+    os.environ.update(
+        {"DEEPKNN_PROGRESS": os.devnull} | environment
+    )  # several would write over one another's line
 
 
 def _on_worker(run: Run, device: str, data: str, base: str | None, files: dict | None) -> dict[str, bytes]:
