@@ -325,9 +325,7 @@ def test_a_run_that_fails_leaves_the_others_going_and_is_named(monkeypatch, tmp_
     wide = replace(digits(0, method="weighted-ce")[0], lr=1e30)
     (deep,) = digits(0, method="deep-knn-ft")
     runs = [wide, replace(deep, base=wide), *digits(0)]
-    with pytest.raises(
-        FloatingPointError, match="weighted cross|weighted-ce .*loss is nan.*what it starts from failed"
-    ):
+    with pytest.raises(FloatingPointError, match="loss is nan.*which it starts from, failed: .*loss is nan"):
         experiments.execute_all(runs, "cpu", 1)
     failed = {}
     done = experiments.execute_all(runs, "cpu", 1, failed=failed)

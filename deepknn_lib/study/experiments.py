@@ -215,7 +215,9 @@ def _outcomes(send: Callable, runs: list[Run], errors: dict, device: str, wait: 
     from joblib import Parallel
 
     left = [run for run in runs if not run.base or run.base.key not in errors]
-    yield from ((run, ValueError("what it starts from failed"), []) for run in runs if run not in left)
+    for run in (run for run in runs if run not in left):
+        base, error = errors[run.base.key]
+        yield run, ValueError(f"{base.label}, which it starts from, failed: {error}"), []
     tasks = [(run, device, wait, data_digest(run), run.base and data_digest(run.base)) for run in left]
     parallel, mask = Parallel(return_as="generator_unordered", batch_size=1), signal.pthread_sigmask
     mask(signal.SIG_BLOCK, [signal.SIGINT])  # Workers inherit it; they end with this process.
