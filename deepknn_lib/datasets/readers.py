@@ -1,6 +1,5 @@
 """Readers: each turns a folder in a known layout into an `Index`, or says what is wrong in it, and opens no image."""
 
-import contextlib
 import functools
 import json
 import os
@@ -122,10 +121,10 @@ def skin7(root: Path, _: str, split: str) -> Index:
     train = challenge(root, "Training") if there else from_table(root, name="skin7")
     if split != "official":
         return train
-    both = train, challenge(root, "Test")
-    arrays = [np.concatenate([getattr(part, of) for part in both]) for of in ("labels", "ids", "groups")]
-    parts = np.repeat(["train", "test"], [*map(len, both)])
-    return Index(*arrays, train.class_names, both[0].files + both[1].files, parts=parts, unit="lesion")
+    test = challenge(root, "Test")
+    parts = np.repeat(["train", "test"], [len(train), len(test)])
+    both = {of: np.append(getattr(train, of), getattr(test, of)) for of in ("labels", "ids", "groups")}
+    return replace(train, **both, files=train.files + test.files, parts=parts)
 
 
 def split_file(root: Path, index: Index, split: str) -> np.ndarray:
@@ -137,13 +136,13 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
     path = path if split == "paper" else root / "dermamnist_c.csv"
     fetched = [root / f"split_data_{fold}_fold_test.csv" for fold in range(1, 6)]
-    if split == "paper" and not path.is_file() and fetched[0].is_file():
+    if path.is_file():
+        names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
+        rows = table(path).rename(columns=names)
+    elif split == "paper" and fetched[0].is_file():
         five = [table(path, "image_test").assign(fold=str(fold)) for fold, path in enumerate(fetched, 1)]
         rows, path = pd.concat(five, ignore_index=True), fetched[0]
         rows["image"] = rows["image_test"].str.removesuffix(".jpg")
-    elif path.is_file():
-        names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
-        rows = table(path).rename(columns=names)
     else:
         how = "run `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the "
         how += "columns image,test_fold (see data/README.md), or use split='grouped'"
@@ -152,9 +151,8 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
         raise ValueError(f"{path} needs the columns image and test_fold; it has {', '.join(rows)}")
     wrong = rows[rows["image"].duplicated() | ~rows["fold"].isin([*FOLDS])]
     if len(wrong):
-        line, image = wrong.index[0] + 2, wrong["image"].iloc[0]
-        what = f"{image!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
-        raise ValueError(f"{path}, line {line}: {what}; correct or remove it")
+        what = f"{wrong['image'].iloc[0]!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
+        raise ValueError(f"{path}, line {wrong.index[0] + 2}: {what}; correct or remove it")
     folds = rows.set_index("image")["fold"].map(FOLDS).reindex(index.ids)
     off = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
     if off:
@@ -247,10 +245,8 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    classes = [
-        path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*") if path.is_dir()
-    ]
-    empty = sorted({path.name for path in classes} - {*sizes, "__MACOSX"})
+    inside = [path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*")]
+    empty = sorted({path.name for path in inside if path.is_dir()} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
     inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
@@ -273,8 +269,7 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
 def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
     """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
     dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
-    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
-    told = {image: patient for image, patient in told.items() if patient}
+    told = {i: who for i, path in dicom.items() if (who := patient_of(path, path.stat().st_mtime_ns))}
     if len({*told.values()}) < 2:
         return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
     without = sorted(files.keys() - told.keys())
@@ -287,10 +282,11 @@ def patient_of(path: Path, _: int) -> str:
     """The PatientID in a DICOM file; empty if it has none or cannot be read."""
     from pydicom import dcmread
 
-    with contextlib.suppress(Exception):  # Decoding says what is wrong with the file.
+    try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(header.get("PatientID", "")).strip()
-    return ""
+    except Exception:  # Decoding says what is wrong with the file.
+        return ""
 
 
 def likely_patients(rows: pd.DataFrame) -> list[str]:
@@ -395,9 +391,7 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
             np.lib.format.read_magic(file)
             count, *shape = np.lib.format.read_array_header_1_0(file)[0]
         if count != len(labels[part]) or shape[:2] != [side, side]:
-            held = (
-                f"{count} images of {' × '.join(map(str, shape[:2]))} pixels and {len(labels[part])} labels"
-            )
+            held = f"{count} images of {shape[0]} × {shape[1]} pixels and {len(labels[part])} labels"
             raise ValueError(f"{path}: its part {part} has {held}, not as many of {side} × {side}")
     title = f"{info['python_class']} (MedMNIST+, {side} × {side})"
 
