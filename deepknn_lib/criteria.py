@@ -125,14 +125,13 @@ def whole_set_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5
     """As `neighbors.batch_neighbors`, in a whole training set: class by class, so that memory is bounded."""
     check_batch(features, labels, k=k, m=m)
     labels = labels.to(features.device)
-    found = [torch.zeros(len(labels), count, dtype=torch.int64, device=labels.device) for count in (k, m)]
-    valid = [torch.zeros_like(index, dtype=torch.bool) for index in found]
+    # -1 stands for a neighbour that does not exist.
+    positive, negative = (torch.full((len(labels), n), -1, device=labels.device) for n in (k, m))
     for c in labels.unique():
         members, others = (labels == c).nonzero().squeeze(1), (labels != c).nonzero().squeeze(1)
-        for side, (gallery, wanted, itself) in enumerate(((members, k, True), (others, m, False))):
-            count = min(wanted, len(gallery) - itself)
+        for found, gallery, itself in ((positive, members, True), (negative, others, False)):
+            count = min(found.shape[1], len(gallery) - itself)
             if count >= 1:
                 _, near = nearest_neighbors(features[members], features[gallery], count, exclude_self=itself)
-                found[side][members, :count] = gallery[near]
-                valid[side][members, :count] = True
-    return Neighbors(*found, *valid)
+                found[members, :count] = gallery[near]
+    return Neighbors(positive.clamp(min=0), negative.clamp(min=0), positive >= 0, negative >= 0)

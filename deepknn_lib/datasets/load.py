@@ -21,10 +21,9 @@ from deepknn_lib.storage import data_dir, digest, unknown, whole_file
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
-NO_GROUPS = (
-    "no groups are given: one patient may be in training and test, no check can show it, and the split "
-    "grouped is one by image; name patients in groups.csv (columns file,patient_id; see data/README.md)"
-)
+NO_GROUPS = "no groups are given: one patient may be in training and test, no check can show it, "
+NO_GROUPS += "and the split grouped is one by image; name patients in groups.csv "
+NO_GROUPS += "(columns file,patient_id; see data/README.md)"
 MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
 
 
@@ -43,9 +42,7 @@ class Dataset:
     info: dict
 
 
-def load_dataset(
-    name: str, split: str = "paper", fold: int = 1, image_size: int = 48, interpolation: str = "bilinear"
-) -> Dataset:
+def load_dataset(name, split="paper", fold=1, image_size=48, interpolation="bilinear") -> Dataset:
     """Load a data set, decoding it on first use; the split is left as a CSV of ids in `data_dir()/splits`.
 
     ValueError or OSError if an argument is unknown, files are missing, bad or contradict each other, a part cannot be
@@ -163,7 +160,7 @@ def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
     if kind not in CATALOG or bool(argument) != bool(CATALOG[kind].argument):
         if Path(name).is_dir():
             raise ValueError(f"unknown data set {name!r}; did you mean folder:{name}?")
-        raise unknown("data set", name, [f"{n}:{e.argument}".removesuffix(":") for n, e in CATALOG.items()])
+        raise unknown("data set", name, [f"{n}:{e.argument}".rstrip(":") for n, e in CATALOG.items()])
     return CATALOG[kind], kind, argument
 
 

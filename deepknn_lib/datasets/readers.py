@@ -26,7 +26,7 @@ PARTS = {name: "train" for name in ("train", "training", "val", "valid", "valida
 PARTS |= {"test": "test", "testing": "test"}
 UNIT = re.compile(r"[_ ]?id$", re.I)  # what the name of a column of groups has besides the unit
 COUNTER = re.compile(r"(.*\d.*?)[-_ .(]+\d{1,4}\)?")  # what numbers the images of one patient: 00002658_001
-FOLDS = {"12345"[n]: n + 1 for n in range(5)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
+FOLDS = {f"{n}": n for n in range(1, 6)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
 
 
 @dataclass(frozen=True)
@@ -185,9 +185,8 @@ def own_images(root: Path, argument: str, _: str) -> Index:
         rows = pd.DataFrame({"image": images, "class": kinds, "group": groups.iloc[:, 0]})
         rows = rows[~images.isin(left_out)]
     elif not unit:
-        patients, more = by_header(files)
-        rows["group"] = [patients.get(image, image) for image in rows["image"]]
-        unit, notes = "patient" * bool(patients), notes + more + likely_patients(rows) * (not patients)
+        unit, more = by_header(rows, files)
+        notes += more
     names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
     index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
     parts = known["part"].reindex(index.ids).to_numpy(str)
@@ -266,15 +265,17 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
 
 
-def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
-    """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
+def by_header(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[str, list[str]]:
+    """Put the PatientIDs of DICOM files into the groups, unless all are the same; what a group is then, and notes."""
     dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
     told = {i: who for i, path in dicom.items() if (who := patient_of(path, path.stat().st_mtime_ns))}
     if len({*told.values()}) < 2:
-        return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
+        same = "PatientID is the same in all DICOM files and tells no patients apart"
+        return "", [same] * bool(told) + likely_patients(rows)
+    rows["group"] = rows["image"].map(told).fillna(rows["group"])
     without = sorted(files.keys() - told.keys())
     note = f"{some(without, 'images')} have no PatientID; each counts as one of another patient"
-    return told, [note] * bool(without)
+    return "patient", [note] * bool(without)
 
 
 @functools.cache
