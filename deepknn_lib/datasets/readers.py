@@ -384,8 +384,7 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
     stored = np.load(path, allow_pickle=False)  # An array is read when it is asked for, up to 14 GB.
     labels, side = {}, int(info["size"])
     for part in ("train", "val", "test"):
-        missing = [name for name in (f"{part}_images", f"{part}_labels") if name not in stored.files]
-        if missing:
+        if missing := sorted({f"{part}_images", f"{part}_labels"} - {*stored.files}):
             raise ValueError(f"{path} has no {' and no '.join(missing)}")
         labels[part] = stored[f"{part}_labels"]
         with stored.zip.open(f"{part}_images.npy") as file:  # Its header says how large the array is.
@@ -394,7 +393,6 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
         if count != len(labels[part]) or shape[:2] != [side, side]:
             held = f"{count} images of {shape[0]} × {shape[1]} pixels and {len(labels[part])} labels"
             raise ValueError(f"{path}: its part {part} has {held}, not as many of {side} × {side}")
-    title = f"{info['python_class']} (MedMNIST+, {side} × {side})"
 
     def blocks(_: int) -> Iterator[np.ndarray]:
         for part in labels:
@@ -405,8 +403,8 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
                 raise ValueError(f"{path}: {part}'s images cannot be read ({error!r}); {remedy}") from error
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
-    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")
-    known = {"channels": info["n_channels"], "title": title, "blocks": blocks, "key": key}
+    known = {"title": f"{info['python_class']} (MedMNIST+, {side} × {side})", "channels": info["n_channels"]}
+    known |= {"blocks": blocks, "key": digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")}
     return index_of_parts(labels, info["label"].values(), **known)
 
 
