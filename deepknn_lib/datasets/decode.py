@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import claim, data_dir, digest, room_for, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CHECKSUM = 4  # bytes
@@ -187,49 +187,42 @@ def decode(index, name: str, file_name: str, size: int, interpolation: str) -> n
     path = data_dir() / "cache" / f"{file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index), index.channels, size, size)
     if not _is_whole(path, math.prod(shape)):
-        with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with claim(path):
-                if not _is_whole(path, math.prod(shape)):  # Another process may have made it meanwhile.
-                    _make(path, index, name, shape, interpolation)
+        with claim(path):
+            if not _is_whole(path, math.prod(shape)):  # Another process may have made it meanwhile.
+                _make(path, index, name, shape, interpolation)
     return np.memmap(path, np.uint8, "r", shape=shape)
 
 
 def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> None:
     """Decode all images into `path`; a damaged copy that is there is kept aside."""
-    if path.exists() and path.stat().st_size != math.prod(shape):  # without a checksum: of an earlier version
+    size, total, bad = shape[2], math.prod(shape), []
+    if path.exists() and path.stat().st_size != total:  # without a checksum: of an earlier version
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{path} was damaged: it is now {aside.name}, and made again", stacklevel=4)
-    bad, told = [], f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
-    resized = each(
-        index, shape[2], lambda i: resize(i[None], shape[2], interpolation), f"decoding {name}", {}
-    )
-    with whole_file(path) as temporary:
-        with open(temporary, "wb") as file:
-            for row, image in resized:
-                if isinstance(image, str):
-                    bad.append(image)
-                else:
-                    file.seek(row * image.nbytes)
-                    file.write(image)  # A memory map would end the process when the disk is full.
+    resized = each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}", {})
+    with whole_file(path) as temporary, open(temporary, "wb") as file:
+        for row, image in resized:
+            if isinstance(image, str):
+                bad.append(image)
+            else:
+                file.seek(row * image.nbytes)
+                file.write(image)  # A memory map would end the process when the disk is full.
         if bad:
+            told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
             raise ValueError(f"{len(bad)} of {len(index)} images are bad: {'; '.join(bad[:3])}. {told}")
-        if temporary.stat().st_size != math.prod(shape):
+        if file.seek(0, os.SEEK_END) != total:
             raise ValueError(f"{name} has not {len(index)} images of {shape[1:]}; get it again")
-        checksum = zlib.crc32(np.memmap(temporary, np.uint8, "r"))
-        with open(temporary, "ab") as file:
-            file.write(checksum.to_bytes(CHECKSUM, "little"))
+        file.write(zlib.crc32(np.memmap(temporary, np.uint8, "r")).to_bytes(CHECKSUM, "little"))
 
 
 def _is_whole(path: Path, size: int) -> bool:
     """Whether a copy of `size` bytes is there and ends with the right checksum."""
-    return path.is_file() and _is_right(path, size + CHECKSUM, path.stat().st_mtime_ns)
+    there = path.is_file() and path.stat().st_size == size + CHECKSUM
+    return there and _is_right(path, path.stat().st_mtime_ns)
 
 
 @functools.cache
-def _is_right(path: Path, size: int, _: int) -> bool:
-    """Whether a file of `size` bytes ends with the checksum of the others; once a process, 2 GB in two seconds."""
-    content = (
-        np.memmap(path, np.uint8, "r") if path.stat().st_size == size else np.zeros(CHECKSUM + 1, np.uint8)
-    )
+def _is_right(path: Path, _: int) -> bool:
+    """Whether a file ends with the checksum of its other bytes; once a process, 2 GB in two seconds."""
+    content = np.memmap(path, np.uint8, "r")
     return zlib.crc32(content[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == content[-CHECKSUM:].tobytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepknn_lib.datasets.load import by_hand, entry_of, index_of, place
 from deepknn_lib.datasets.readers import medmnist_info
-from deepknn_lib.storage import data_dir, room_for
+from deepknn_lib.storage import claim, data_dir, room_for
 
 RETRIES, TIMEOUT = 3, (10, 60)  # after a first try; seconds to connect, and between two bytes
 
@@ -19,19 +19,15 @@ def download(name: str) -> Path:
     A ValueError says that the set cannot be downloaded, or that another file came than expected; an OSError that there
     is no network, the server refuses, or the disk is full. The message says what to do.
     """
-    from filelock import FileLock
-
     entry, kind, argument = entry_of(name)
-    root, remotes = data_dir() / kind, entry.remotes
     print(f"{entry.title}. Licence: {entry.licence}. Cite: {entry.citation}")
-    if kind == "medmnist":
-        remotes = [medmnist_info(argument)]
+    root, remotes = data_dir() / kind, [medmnist_info(argument)] if kind == "medmnist" else entry.remotes
     if not remotes:
         what = f"{name} cannot be downloaded by a program. {by_hand(name)}"
         raise ValueError(what if entry.page and entry.wanted else f"{name} needs no download")
     with room_for(root):
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".download.lock"):
+        with claim(root / "download"):
             for remote in remotes:
                 if not (root / (remote["made"] or remote["name"])).exists():
                     fetch(remote["url"], root / remote["name"], remote["checksum"], by_hand(name))

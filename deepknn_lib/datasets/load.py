@@ -21,10 +21,9 @@ from deepknn_lib.storage import data_dir, digest, unknown, whole_file
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
-NO_GROUPS = (
-    "no groups are given: one patient may be in training and test, no check can show it, and the split "
-    "grouped is one by image; name patients in groups.csv (columns file,patient_id; see data/README.md)"
-)
+NO_GROUPS = "no groups are given: one patient may be in training and test, no check can show it, "
+NO_GROUPS += "and the split grouped is one by image; name patients in groups.csv "
+NO_GROUPS += "(columns file,patient_id; see data/README.md)"
 MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
 
 
@@ -43,9 +42,7 @@ class Dataset:
     info: dict
 
 
-def load_dataset(
-    name: str, split: str = "paper", fold: int = 1, image_size: int = 48, interpolation: str = "bilinear"
-) -> Dataset:
+def load_dataset(name, split="paper", fold=1, image_size=48, interpolation="bilinear") -> Dataset:
     """Load a data set, decoding it on first use; the split is left as a CSV of ids in `data_dir()/splits`.
 
     ValueError or OSError if an argument is unknown, files are missing, bad or contradict each other, a part cannot be
@@ -68,8 +65,7 @@ def load_dataset(
         Side in pixels to which every image is squashed, as the paper did (256), and how; a pretrained backbone gets
         the interpolation that it was trained with.
     """
-    index, everything, folds = _read(name, split, fold, image_size, interpolation)
-    doubts = [text for severity, _, text in flaws(index, {split: folds}, [fold]) if severity == "warning"]
+    index, everything, folds, doubts = _read(name, split, fold, image_size, interpolation)
     if doubts:
         warnings.warn(f"{name}: {'; '.join(doubts)}", stacklevel=2)
     entry, kinds = entry_of(name)[0], np.array(index.class_names)[index.labels]
@@ -101,25 +97,27 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
 
     With `split=None` the split is left out, for what is the same on every split, such as frozen features.
     """
-    index, everything, folds = _read(name, split, fold, image_size, interpolation)
+    index, everything, folds, _ = _read(name, split, fold, image_size, interpolation)
     texts = ("\n".join(lines) for lines in (index.class_names, index.ids, index.groups))
     parts = [folds == fold] if split else []
     return digest(*texts, index.labels, *parts, hashlib.sha256(everything.images).hexdigest())
 
 
 def _read(name: str, split: str | None, fold: int, size: int, interpolation: str) -> tuple:
-    """The index of a set, all its images and its folds; ValueError for what is wrong or cannot be meant."""
+    """The index of a set, all its images, its folds and doubts; ValueError for what is wrong or cannot be meant."""
     check_split(name, split or SPLITS[0], fold)
     if size < 16 or interpolation not in INTERPOLATIONS:
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
     index = index_of(name, split)
     folds = folds_of(name, index, split, fold) if split else None
-    for severity, check, text in flaws(index, {split: folds} if split else {}, [fold]):
+    found, doubts = flaws(index, {split: folds} if split else {}, [fold]), []
+    for severity, check, text in found:
         if severity == "error":
             raise ValueError(f"{name}: {check}: {text}")
+        doubts += [text] * (severity == "warning")
     images = decode(index, name, file_name(name), size, interpolation)
-    return index, ImageSet(images, index.labels, index.ids, index.groups), folds
+    return index, ImageSet(images, index.labels, index.ids, index.groups), folds, doubts
 
 
 def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = range(1, N_FOLDS + 1)) -> list:
@@ -142,12 +140,11 @@ def flaws(index: Index, folds: dict[str, np.ndarray], tested: Sequence[int] = ra
         for fold in tested if (of_image > 0).all() else tested[:1]:
             rows = {"training": (of_image != fold) & (of_image >= 0), "test": of_image == fold}
             for part, held in rows.items():
-                lacks = np.setdiff1d(np.arange(len(names)), index.labels[held])
-                bad = fold == tested[0] and (part == "training" or sizes.argmin() in lacks)
-                told = (
-                    f"split {split}, fold {fold}: its {part} part has no images of {', '.join(names[lacks])}"
-                )
-                found += [("error" if bad else "warning", "parts", told)] * bool(len(lacks))
+                lacks = np.bincount(index.labels[held], minlength=len(names)) == 0
+                if lacks.any():
+                    bad = fold == tested[0] and (part == "training" or lacks[sizes.argmin()])
+                    told = f"split {split}, fold {fold}: its {part} part has no images of "
+                    found.append(("error" if bad else "warning", "parts", told + ", ".join(names[lacks])))
     return found
 
 
@@ -163,9 +160,7 @@ def entry_of(name: str) -> tuple[SimpleNamespace, str, str]:
     if kind not in CATALOG or bool(argument) != bool(CATALOG[kind].argument):
         if Path(name).is_dir():
             raise ValueError(f"unknown data set {name!r}; did you mean folder:{name}?")
-        raise unknown(
-            "data set", name, [f"{n}:{e.argument}" if e.argument else n for n, e in CATALOG.items()]
-        )
+        raise unknown("data set", name, [f"{n}:{e.argument}".rstrip(":") for n, e in CATALOG.items()])
     return CATALOG[kind], kind, argument
 
 

@@ -1,6 +1,5 @@
 """Readers: each turns a folder in a known layout into an `Index`, or says what is wrong in it, and opens no image."""
 
-import contextlib
 import functools
 import json
 import os
@@ -27,7 +26,7 @@ PARTS = {name: "train" for name in ("train", "training", "val", "valid", "valida
 PARTS |= {"test": "test", "testing": "test"}
 UNIT = re.compile(r"[_ ]?id$", re.I)  # what the name of a column of groups has besides the unit
 COUNTER = re.compile(r"(.*\d.*?)[-_ .(]+\d{1,4}\)?")  # what numbers the images of one patient: 00002658_001
-FOLDS = {"12345"[n]: n + 1 for n in range(5)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
+FOLDS = {f"{n}": n for n in range(1, 6)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ def skin7(root: Path, _: str, split: str) -> Index:
     train = challenge(root, "Training") if there else from_table(root, name="skin7")
     if split != "official":
         return train
-    both = train, challenge(root, "Test")
-    arrays = [np.concatenate([getattr(part, of) for part in both]) for of in ("labels", "ids", "groups")]
-    parts = np.repeat(["train", "test"], [*map(len, both)])
-    return Index(*arrays, train.class_names, both[0].files + both[1].files, parts=parts, unit="lesion")
+    test = challenge(root, "Test")
+    parts = np.repeat(["train", "test"], [len(train), len(test)])
+    both = {of: np.append(getattr(train, of), getattr(test, of)) for of in ("labels", "ids", "groups")}
+    return replace(train, **both, files=train.files + test.files, parts=parts)
 
 
 def split_file(root: Path, index: Index, split: str) -> np.ndarray:
@@ -137,13 +136,13 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
     path = path if split == "paper" else root / "dermamnist_c.csv"
     fetched = [root / f"split_data_{fold}_fold_test.csv" for fold in range(1, 6)]
-    if split == "paper" and not path.is_file() and fetched[0].is_file():
+    if path.is_file():
+        names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
+        rows = table(path).rename(columns=names)
+    elif split == "paper" and fetched[0].is_file():
         five = [table(path, "image_test").assign(fold=str(fold)) for fold, path in enumerate(fetched, 1)]
         rows, path = pd.concat(five, ignore_index=True), fetched[0]
         rows["image"] = rows["image_test"].str.removesuffix(".jpg")
-    elif path.is_file():
-        names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
-        rows = table(path).rename(columns=names)
     else:
         how = "run `python -m deepknn_lib download skin7`, point DEEPKNN_SKIN7_FOLDS at a CSV with the "
         how += "columns image,test_fold (see data/README.md), or use split='grouped'"
@@ -152,9 +151,8 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
         raise ValueError(f"{path} needs the columns image and test_fold; it has {', '.join(rows)}")
     wrong = rows[rows["image"].duplicated() | ~rows["fold"].isin([*FOLDS])]
     if len(wrong):
-        line, image = wrong.index[0] + 2, wrong["image"].iloc[0]
-        what = f"{image!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
-        raise ValueError(f"{path}, line {line}: {what}; correct or remove it")
+        what = f"{wrong['image'].iloc[0]!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
+        raise ValueError(f"{path}, line {wrong.index[0] + 2}: {what}; correct or remove it")
     folds = rows.set_index("image")["fold"].map(FOLDS).reindex(index.ids)
     off = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
     if off:
@@ -187,9 +185,8 @@ def own_images(root: Path, argument: str, _: str) -> Index:
         rows = pd.DataFrame({"image": images, "class": kinds, "group": groups.iloc[:, 0]})
         rows = rows[~images.isin(left_out)]
     elif not unit:
-        patients, more = by_header(files)
-        rows["group"] = [patients.get(image, image) for image in rows["image"]]
-        unit, notes = "patient" * bool(patients), notes + more + likely_patients(rows) * (not patients)
+        unit, more = by_header(rows, files)
+        notes += more
     names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
     index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
     parts = known["part"].reindex(index.ids).to_numpy(str)
@@ -247,10 +244,8 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
     used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
     sizes = Counter(path[depth] for path in used)
-    classes = [
-        path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*") if path.is_dir()
-    ]
-    empty = sorted({path.name for path in classes} - {*sizes, "__MACOSX"})
+    inside = [path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*")]
+    empty = sorted({path.name for path in inside if path.is_dir()} - {*sizes, "__MACOSX"})
     inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
     shared = os.path.commonprefix(inside)
     inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
@@ -270,16 +265,17 @@ def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, l
     return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
 
 
-def by_header(files: dict[str, Path]) -> tuple[dict[str, str], list[str]]:
-    """The PatientID of the DICOM files that have one, and notes; nothing if it is the same in all of them."""
+def by_header(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[str, list[str]]:
+    """Put the PatientIDs of DICOM files into the groups, unless all are the same; what a group is then, and notes."""
     dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
-    told = {image: patient_of(path, path.stat().st_mtime_ns) for image, path in dicom.items()}
-    told = {image: patient for image, patient in told.items() if patient}
+    told = {i: who for i, path in dicom.items() if (who := patient_of(path, path.stat().st_mtime_ns))}
     if len({*told.values()}) < 2:
-        return {}, ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
+        same = "PatientID is the same in all DICOM files and tells no patients apart"
+        return "", [same] * bool(told) + likely_patients(rows)
+    rows["group"] = rows["image"].map(told).fillna(rows["group"])
     without = sorted(files.keys() - told.keys())
     note = f"{some(without, 'images')} have no PatientID; each counts as one of another patient"
-    return told, [note] * bool(without)
+    return "patient", [note] * bool(without)
 
 
 @functools.cache
@@ -287,10 +283,11 @@ def patient_of(path: Path, _: int) -> str:
     """The PatientID in a DICOM file; empty if it has none or cannot be read."""
     from pydicom import dcmread
 
-    with contextlib.suppress(Exception):  # Decoding says what is wrong with the file.
+    try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
         return str(header.get("PatientID", "")).strip()
-    return ""
+    except Exception:  # Decoding says what is wrong with the file.
+        return ""
 
 
 def likely_patients(rows: pd.DataFrame) -> list[str]:
@@ -387,19 +384,15 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
     stored = np.load(path, allow_pickle=False)  # An array is read when it is asked for, up to 14 GB.
     labels, side = {}, int(info["size"])
     for part in ("train", "val", "test"):
-        missing = [name for name in (f"{part}_images", f"{part}_labels") if name not in stored.files]
-        if missing:
+        if missing := sorted({f"{part}_images", f"{part}_labels"} - {*stored.files}):
             raise ValueError(f"{path} has no {' and no '.join(missing)}")
         labels[part] = stored[f"{part}_labels"]
         with stored.zip.open(f"{part}_images.npy") as file:  # Its header says how large the array is.
             np.lib.format.read_magic(file)
             count, *shape = np.lib.format.read_array_header_1_0(file)[0]
         if count != len(labels[part]) or shape[:2] != [side, side]:
-            held = (
-                f"{count} images of {' × '.join(map(str, shape[:2]))} pixels and {len(labels[part])} labels"
-            )
+            held = f"{count} images of {shape[0]} × {shape[1]} pixels and {len(labels[part])} labels"
             raise ValueError(f"{path}: its part {part} has {held}, not as many of {side} × {side}")
-    title = f"{info['python_class']} (MedMNIST+, {side} × {side})"
 
     def blocks(_: int) -> Iterator[np.ndarray]:
         for part in labels:
@@ -410,8 +403,8 @@ def medmnist(root: Path, argument: str, _: str) -> Index:
                 raise ValueError(f"{path}: {part}'s images cannot be read ({error!r}); {remedy}") from error
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
-    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")
-    known = {"channels": info["n_channels"], "title": title, "blocks": blocks, "key": key}
+    known = {"title": f"{info['python_class']} (MedMNIST+, {side} × {side})", "channels": info["n_channels"]}
+    known |= {"blocks": blocks, "key": digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")}
     return index_of_parts(labels, info["label"].values(), **known)
 
 

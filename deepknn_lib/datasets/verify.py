@@ -60,12 +60,13 @@ def of_dataset(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
             found.append(("warning", "pinned contents", what, "", detail))
     rows = pd.concat([pd.DataFrame(found, columns=COLUMNS), verify(index, entry.counts, folds)])
     order = list(dict.fromkeys([*rows["check"][~rows["check"].isin(CHECKS)], *CHECKS]))
-    counts = pd.crosstab(rows["check"], rows["severity"]).reindex(index=order, fill_value=0)
-    counts = counts.reindex(columns=["error", "warning", "note"], fill_value=0).add_suffix("s")
-    first = {check: " ".join(filter(None, of)) for _, check, *of in rows[::-1].itertuples(index=False)}
-    unknown = "not known: no groups are given"
-    blank = ["nothing found" if index.unit or "groups" not in check else unknown for check in order]
-    counts["the first"] = [first.get(check, none) for check, none in zip(order, blank, strict=True)]
+    counts = pd.crosstab(rows["check"], rows["severity"])
+    counts = counts.reindex(index=order, columns=["error", "warning", "note"], fill_value=0).add_suffix("s")
+    first = {check: "nothing found" for check in order}
+    if not index.unit:
+        first |= {check: "not known: no groups are given" for check in order if "groups" in check}
+    first |= {check: " ".join(filter(None, of)) for _, check, *of in rows[::-1].itertuples(index=False)}
+    counts["the first"] = pd.Series(first)
     return rows, counts.rename_axis("check").rename_axis(None, axis=1).reset_index()
 
 
@@ -128,7 +129,7 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
             told = f"{leaks.sum()} of {len(leaks)} test images ({leaks.mean():.1%}) have {what} in training"
             severity = "error" if (what, split) == ("groups", "grouped") else "note"
             add(severity, f"{what} across the split", [split], [told * leaks.any()])
-    found.sort(key=lambda row: CHECKS.index(row[1]) if row[1] in CHECKS else -1)
+    found.sort(key=lambda row: CHECKS.index(row[1]))
     return pd.DataFrame(found, columns=COLUMNS, dtype=object)
 
 
