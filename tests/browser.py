@@ -49,10 +49,8 @@ class Page:
         port = waited(lambda: (folder / "DevToolsActivePort").read_text().split()[0], 30)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as told:
             (tab,) = [one for one in json.load(told) if one["type"] == "page"]
-        self.socket, self.numbers = (
-            websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900),
-            itertools.count(),
-        )
+        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900)
+        self.numbers = itertools.count()
 
     def call(self, method: str, **parameters):
         number = next(self.numbers)
@@ -72,9 +70,6 @@ class Page:
     def wrong(self, selector: str) -> list[str]:
         return self.js(WRONG.replace("SELECTOR", selector))
 
-    def close(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-
 
 def waited(ask, seconds: float):
     """What `ask()` gives once it is true and raises nothing."""
@@ -93,22 +88,20 @@ def waited(ask, seconds: float):
 def page(tmp_path_factory):
     page = Page(tmp_path_factory.mktemp("chromium"))
     yield page
-    page.close()
+    os.killpg(page.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab started in a copy of notebooks/, so that nothing is saved over."""
     root = tmp_path_factory.mktemp("lab")
-    shutil.copytree(
-        ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    left_out = shutil.ignore_patterns(".ipynb_checkpoints")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=left_out)
+    options = (
+        "--no-browser --allow-root --ServerApp.port=0 --IdentityProvider.token= --notebook-dir=notebooks"
     )
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += [
-        "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True",
-        "--notebook-dir=notebooks",
-    ]
+    options += " --LabApp.expose_app_in_browser=True"
+    command = [sys.executable, "-m", "jupyterlab", *options.split()]
     chosen = root / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     chosen.parent.mkdir(parents=True)
     chosen.write_text('{"windowingMode": "none"}')  # every cell is drawn, also those outside the screen
@@ -143,7 +136,5 @@ def test_pages_and_index(page, tmp_path, monkeypatch):
         page.open(made.as_uri())
         waited(lambda: page.js("document.readyState === 'complete'"), 60)
         assert not page.wrong("html, .output_subarea"), made.name
-        missing = page.js(
-            "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
-        )
-        assert not missing, made.name
+        missing = "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
+        assert not page.js(missing), made.name

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures)
 """Downloads against a server on this machine; zips that are broken or meant to harm."""
 
 import gzip
@@ -16,7 +15,7 @@ from pathlib import Path
 import medmnist
 import pytest
 import sets
-from sets import ORDER, SKIN7, TASK, data, refused  # noqa: F401
+from sets import ORDER, SKIN7, TASK, refused
 
 from deepknn_lib.datasets import CATALOG, dataset_digest, download, load_dataset
 
