@@ -64,9 +64,6 @@ class Page:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def open(self, address: str):
-        self.call("Page.navigate", url=address)
-
     def wrong(self, selector: str) -> list[str]:
         return self.js(WRONG.replace("SELECTOR", selector))
 
@@ -115,7 +112,7 @@ def lab(tmp_path_factory):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs_in_jupyterlab(page, lab, path):
-    page.open(f"{lab}/tree/{path.name}?reset")
+    page.call("Page.navigate", url=f"{lab}/tree/{path.name}?reset")
     book = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find((one) => one.sessionContext)"
     waited(lambda: page.js(f"{book}?.sessionContext?.session?.kernel?.status === 'idle'"), 120)
     page.js(f"window.jupyterapp.shell.activateById({book}.id)")
@@ -133,7 +130,7 @@ def test_pages_and_index(page, tmp_path, monkeypatch):
     pages = [*tmp_path.rglob("*.html")]
     assert len(pages) == 4
     for made in pages:
-        page.open(made.as_uri())
+        page.call("Page.navigate", url=made.as_uri())
         waited(lambda: page.js("document.readyState === 'complete'"), 60)
         assert not page.wrong("html, .output_subarea"), made.name
         missing = "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
