@@ -94,10 +94,8 @@ def lab(tmp_path_factory):
     root = tmp_path_factory.mktemp("lab")
     left_out = shutil.ignore_patterns(".ipynb_checkpoints")
     shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=left_out)
-    options = (
-        "--no-browser --allow-root --ServerApp.port=0 --IdentityProvider.token= --notebook-dir=notebooks"
-    )
-    options += " --LabApp.expose_app_in_browser=True"
+    options = "--no-browser --allow-root --notebook-dir=notebooks --ServerApp.port=0"
+    options += " --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
     command = [sys.executable, "-m", "jupyterlab", *options.split()]
     chosen = root / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     chosen.parent.mkdir(parents=True)
