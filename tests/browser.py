@@ -49,10 +49,8 @@ class Page:
         port = waited(lambda: (folder / "DevToolsActivePort").read_text().split()[0], 30)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as told:
             (tab,) = [one for one in json.load(told) if one["type"] == "page"]
-        self.socket, self.numbers = (
-            websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900),
-            itertools.count(),
-        )
+        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900)
+        self.numbers = itertools.count()
 
     def call(self, method: str, **parameters):
         number = next(self.numbers)
@@ -66,14 +64,8 @@ class Page:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def open(self, address: str):
-        self.call("Page.navigate", url=address)
-
     def wrong(self, selector: str) -> list[str]:
         return self.js(WRONG.replace("SELECTOR", selector))
-
-    def close(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def waited(ask, seconds: float):
@@ -93,22 +85,18 @@ def waited(ask, seconds: float):
 def page(tmp_path_factory):
     page = Page(tmp_path_factory.mktemp("chromium"))
     yield page
-    page.close()
+    os.killpg(page.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """The address of a JupyterLab started in a copy of notebooks/, so that nothing is saved over."""
     root = tmp_path_factory.mktemp("lab")
-    shutil.copytree(
-        ROOT / "notebooks", root / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
-    )
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0"]
-    command += [
-        "--IdentityProvider.token=",
-        "--LabApp.expose_app_in_browser=True",
-        "--notebook-dir=notebooks",
-    ]
+    left_out = shutil.ignore_patterns(".ipynb_checkpoints")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=left_out)
+    options = "--no-browser --allow-root --notebook-dir=notebooks --ServerApp.port=0"
+    options += " --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
+    command = [sys.executable, "-m", "jupyterlab", *options.split()]
     chosen = root / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
     chosen.parent.mkdir(parents=True)
     chosen.write_text('{"windowingMode": "none"}')  # every cell is drawn, also those outside the screen
@@ -122,7 +110,7 @@ def lab(tmp_path_factory):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_a_notebook_runs_in_jupyterlab(page, lab, path):
-    page.open(f"{lab}/tree/{path.name}?reset")
+    page.call("Page.navigate", url=f"{lab}/tree/{path.name}?reset")
     book = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find((one) => one.sessionContext)"
     waited(lambda: page.js(f"{book}?.sessionContext?.session?.kernel?.status === 'idle'"), 120)
     page.js(f"window.jupyterapp.shell.activateById({book}.id)")
@@ -140,10 +128,8 @@ def test_pages_and_index(page, tmp_path, monkeypatch):
     pages = [*tmp_path.rglob("*.html")]
     assert len(pages) == 4
     for made in pages:
-        page.open(made.as_uri())
+        page.call("Page.navigate", url=made.as_uri())
         waited(lambda: page.js("document.readyState === 'complete'"), 60)
         assert not page.wrong("html, .output_subarea"), made.name
-        missing = page.js(
-            "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
-        )
-        assert not missing, made.name
+        missing = "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
+        assert not page.js(missing), made.name

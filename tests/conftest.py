@@ -19,6 +19,13 @@ def own_folders(shared_data, tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data folder of this test's own."""
+    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
 def toy():
     """Uint8 images (60, 3, 32, 32) of three classes that differ in brightness, and their labels."""
     rng = np.random.default_rng(0)

@@ -24,13 +24,6 @@ ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official co
 SKIN7 = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7], f"HAM_{n % 7}_{n // 14}", n // 7 % 5 + 1) for n in range(70)]
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """A data folder of this test's own."""
-    monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
-
-
 def refused(said, call, *args, error=(ValueError, OSError)):
     """The message of the error that the call ends with, which is one line and matches `said`."""
     with pytest.raises(error, match=said) as caught:
@@ -154,6 +147,12 @@ def medmnist(data, file="bloodmnist_64.npz", shape=(64, 64, 3), classes=8):
     return data / "medmnist"
 
 
+def saved(image, kind="TIFF", **options):
+    """The bytes of the file that Pillow writes."""
+    image.save(stream := io.BytesIO(), kind, **options)
+    return stream.getvalue()
+
+
 def dicom(stored, photometric="MONOCHROME2", bits=8, jpeg=None, **tags):
     """The bytes of a DICOM file of uint8, uint16 or int16 (H, W), (frames, H, W) or (H, W, 3)."""
     header, file = pydicom.Dataset(), io.BytesIO()
@@ -175,8 +174,8 @@ def pneumonia(data):
     lines = ["patientId,class"]
     for n in range(30):
         lines += [f"{n:08d}-aa,{PNEUMONIA_CLASSES[n % 3]}"] * (3 if n % 3 == 2 else 1)
-        jpeg, image = io.BytesIO(), np.full((64, 64), 5 * n, np.uint8)
-        Image.fromarray(image).save(jpeg, "JPEG", quality=95)
-        (folder / f"{n:08d}-aa.dcm").write_bytes(dicom(image, jpeg=jpeg.getvalue()))
+        image = np.full((64, 64), 5 * n, np.uint8)
+        jpeg = saved(Image.fromarray(image), "JPEG", quality=95)
+        (folder / f"{n:08d}-aa.dcm").write_bytes(dicom(image, jpeg=jpeg))
     (folder.parent / "stage_2_detailed_class_info.csv").write_text("\n".join([*lines, ""]))
     return folder.parent

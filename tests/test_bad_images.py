@@ -1,31 +1,34 @@
-# ruff: noqa: F811 (fixtures)
 """Images of every kind become upright 8-bit RGB; bad input is an error that names file, reason and remedy."""
 
-import io
 import re
 import shutil
 import struct
 import subprocess
 import sys
 import warnings
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import sets
 from PIL import Image, ImageCms, ImageOps
-from sets import class_folders, data, dicom, refused  # noqa: F401
+from sets import class_folders, dicom, refused, saved
 
 from deepknn_lib.datasets import decode, load_dataset, verify
 from deepknn_lib.datasets.decode import open_image, resize
 
 
-def png(width, height, depth, colour, rows, bits=None):
-    """The bytes of a PNG; `bits` are those that mean something."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    chunks = chunks[:1] + ((b"sBIT", bytes([bits])),) + chunks[1:] if bits else chunks
-    parts = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks]
+def png(values, bits=None, size=None):
+    """The bytes of a 16-bit PNG of `values`; `bits` are those that mean something, `size` is what it says of itself."""
+    height, width = size or values.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 * (values.ndim == 3), 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
+    chunks = {b"IHDR": header} | ({b"sBIT": bytes([bits])} if bits else {})
+    chunks |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
+    parts = [
+        struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks.items()
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -38,10 +41,6 @@ def tiff(values, bits=12):
     return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", 9) + entries + bytes(4)
 
 
-def over_white(colours, alpha):
-    return colours * (alpha / 255)[..., None] + 255 - alpha[..., None]
-
-
 def window(values, centre, width):
     """DICOM PS3.3 C.11.2.1.2."""
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
@@ -49,15 +48,12 @@ def window(values, centre, width):
 
 RNG = np.random.default_rng(0)
 NOISE, ALPHA = RNG.integers(0, 256, (30, 40, 3), np.uint8), np.tile(np.uint8([0, 255, 100, 200]), (30, 10))
+OVER_WHITE = NOISE * (ALPHA / 255)[..., None] + 255 - ALPHA[..., None]
 BLOCKS = RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)  # JPEG keeps flat blocks
 DEEP = np.array([0, 128, 129, 255, 256, 32768, 65535, *RNG.integers(0, 65536, 41)], np.uint16).reshape(6, 8)
 GREY, SIXTEEN, SHORT = NOISE[..., 0], np.rint(DEEP / 257)[..., None], DEEP.reshape(4, 4, 3).astype(">u2")
 LOW = DEEP >> 4
-TWELVE_OF_16 = [
-    png(8, 6, 16, 0, b"".join(b"\0" + r.tobytes() for r in (LOW * by).astype(">u2")), 12) for by in (1, 16)
-]
 RANGED = np.clip((LOW[..., None].astype(float) - 1000) / 2000, 0, 1) * 255
-SHORT_PNG = png(4, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in SHORT))
 COLOURED, CLEAR = Image.fromarray(NOISE), Image.fromarray(np.dstack([NOISE, ALPHA]))
 FOUR, INDEXED = NOISE[0, :4], Image.frombytes("P", (40, 30), (GREY % 4).tobytes())
 INDEXED.putpalette(FOUR.ravel().tolist())
@@ -71,22 +67,20 @@ GOOD = {
     "bilevel": (Image.fromarray(GREY > 127), "a.tif", {}, (GREY > 127)[..., None] * 255, 0),
     "palette": (INDEXED, "a.gif", {}, FOUR[GREY % 4], 0),
     "one clear": (INDEXED, "a.png", {"transparency": 2}, np.where(GREY[..., None] % 4 == 2, 255, FOUR[GREY % 4]), 0),
-    "grey and alpha": (Image.fromarray(np.dstack([GREY, ALPHA])), "a.png", {}, over_white(NOISE[..., :1], ALPHA), 1),
-    "alpha": (CLEAR, "a.png", {}, over_white(NOISE, ALPHA), 1),
-    "alpha of TIFF": (CLEAR, "a.tif", {}, over_white(NOISE, ALPHA), 1),
+    "grey and alpha": (Image.fromarray(np.dstack([GREY, ALPHA])), "a.png", {}, OVER_WHITE[..., :1], 1),
+    "alpha": (CLEAR, "a.png", {}, OVER_WHITE, 1), "alpha of TIFF": (CLEAR, "a.tif", {}, OVER_WHITE, 1),
     "key": (COLOURED, "a.png", {"transparency": KEY}, np.where((NOISE == KEY).all(-1)[..., None], 255, NOISE), 0),
     "CMYK": (Image.new("CMYK", (16, 16), (40, 90, 10, 60)), "a.jpg", {"quality": 100}, INKS, 3),
     "YCbCr": (Image.fromarray(BLOCKS).convert("YCbCr"), "a.tif", {"compression": "jpeg", "quality": 100}, BLOCKS, 3),
     "16 bits": (Image.fromarray(DEEP), "a.png", {}, SIXTEEN, 0),
     "big end first": (Image.frombytes("I;16B", (8, 6), DEEP.astype(">u2").tobytes()), "a.tif", {}, SIXTEEN, 0),
     "16 of 32 bits": (Image.fromarray(DEEP.astype(np.int32)), "a.tif", {}, SIXTEEN, 0),
-    "12 bits as the upper of 16": (TWELVE_OF_16[1], "a.png", {}, LOW[..., None] * 16 / 257, 0.51),
-    "12 bits as the lower of 16": (TWELVE_OF_16[0], "a.png", {}, LOW[..., None] / 4095 * 255, 0.51),
+    "12 bits as the upper of 16": (png(LOW * 16, bits=12), "a.png", {}, LOW[..., None] * 16 / 257, 0.51),
+    "12 bits as the lower of 16": (png(LOW, bits=12), "a.png", {}, LOW[..., None] / 4095 * 255, 0.51),
     "TIFF of 12 bits": (tiff(LOW), "a.tif", {}, LOW[..., None] / 4095 * 255, 0.51),
     "a range in TIFF": (Image.fromarray(LOW), "a.tif", {"tiffinfo": {340: 1000.0, 341: 3000.0}}, RANGED, 0.51),
-    "16 bits of colour": (SHORT_PNG, "a.png", {}, SHORT / 257, 1),
-    "first frame": (RED, "a.gif", SEVERAL, [255, 0, 0], 0),
-    "first page": (RED, "a.tif", SEVERAL, [255, 0, 0], 0),
+    "16 bits of colour": (png(SHORT), "a.png", {}, SHORT / 257, 1),
+    "first frame": (RED, "a.gif", SEVERAL, [255, 0, 0], 0), "first page": (RED, "a.tif", SEVERAL, [255, 0, 0], 0),
     "an ICC profile": (COLOURED, "a.png", {"icc_profile": PROFILE}, NOISE, 0),
     "broken EXIF": (COLOURED, "a.png", {"exif": b"Exif\0\0MM\0*garbage"}, NOISE, 0),
     "any name": (COLOURED, "Ångström ß 皮膚 .PNG", {}, NOISE, 0),
@@ -109,17 +103,14 @@ BITS, WINDOW = {"bits": 12}, {"bits": 12, "WindowCenter": "1500", "WindowWidth":
 RESCALED = BITS | {"RescaleSlope": "2", "RescaleIntercept": "-1024"}
 HOUNSFIELD = RESCALED | {"WindowCenter": ["40", "9"], "WindowWidth": ["400", "9"]}
 DICOM = {
-    "8 bits": (RAMP, {}, RAMP),
-    "inverted": (RAMP, INVERTED, 255 - RAMP),
-    "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
-    "12 bits": (TWELVE, BITS, TWELVE / 4095 * 255),
+    "8 bits": (RAMP, {}, RAMP), "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
+    "inverted": (RAMP, INVERTED, 255 - RAMP), "colours": (NOISE, {"photometric": "RGB"}, NOISE),
+    "12 bits": (TWELVE, BITS, TWELVE / 4095 * 255), "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
     "signed": (SIGNED, {"bits": 16}, (SIGNED.astype(float) + 32768) / 257),
     "window": (TWELVE, WINDOW, window(TWELVE, 1500, 800)),
     "window, inverted": (TWELVE, WINDOW | INVERTED, 255 - window(TWELVE, 1500, 800)),
     "rescaled window": (TWELVE, HOUNSFIELD, window(TWELVE * 2.0 - 1024, 40, 400)),
-    "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
-    "colours": (NOISE, {"photometric": "RGB"}, NOISE),
-}
+}  # fmt: skip
 for case, (stored, tags, wanted) in DICOM.items():
     GOOD[f"DICOM: {case}"] = dicom(stored, **tags), "any name", {}, np.atleast_3d(wanted), 0.51
 
@@ -148,25 +139,14 @@ def test_squashed_images_are_as_pillow_has_them(tmp_path, size):
         assert np.abs(ours - theirs).max() <= 1 and np.abs(ours - theirs).mean() < 0.01, path.name
 
 
-def saved(image, kind="TIFF", **options):
-    image.save(stream := io.BytesIO(), kind, **options)
-    return stream.getvalue()
-
-
-def made(name):
-    """The bytes of an image that is bad in one way."""
-    tiffs = {"fractions": np.float32([[0, 0.5, 1]]), "over 16 bits": np.int32([[70000, 5]])}
-    tiffs |= {"negative numbers": np.int32([[-1, 5]]), "noise": NOISE}
-    if name in tiffs:
-        return saved(Image.fromarray(tiffs[name]))
-    return {
-        "cut DICOM": dicom(RAMP)[:-100],
-        "DICOM with a palette": dicom(RAMP, "PALETTE COLOR"),
-        "bomb": png(60_000, 60_000, 8, 2, b"\0"),
-        "zero is white": saved(Image.fromarray(DEEP), tiffinfo={262: 0}),
-    }.get(name) or saved(COLOURED, name.split()[-1])[:1200]
-
-
+MADE = {
+    **{f"cut {kind}": saved(COLOURED, kind)[:1200] for kind in ("JPEG", "PNG", "TIFF")},
+    "cut DICOM": dicom(RAMP)[:-100], "DICOM with a palette": dicom(RAMP, "PALETTE COLOR"),
+    "fractions": saved(Image.fromarray(np.float32([[0, 0.5, 1]]))), "bomb": png(SHORT, size=(60_000, 60_000)),
+    "over 16 bits": saved(Image.fromarray(np.int32([[70000, 5]]))), "noise": saved(COLOURED),
+    "negative numbers": saved(Image.fromarray(np.int32([[-1, 5]]))),
+    "zero is white": saved(Image.fromarray(DEEP), tiffinfo={262: 0}),
+}  # fmt: skip
 VERIFY_SAYS = list(sets.REFUSED)[:2]
 
 
@@ -181,33 +161,30 @@ def harm(root, pattern, content):
             path.write_text(path.read_text().replace(*content, 1))
         elif "to" in content:
             path.rename(root / content["to"])
-        elif "arrays" in content:
-            arrays = dict(np.load(path)) | {
-                n: np.zeros(s, np.uint8) for n, s in content["arrays"].items() if s
-            }
-            np.savez(
-                path, **{name: array for name, array in arrays.items() if content["arrays"].get(name, 1)}
-            )
+        elif shapes := content.get("arrays"):  # an array without a shape is left out
+            arrays = dict(np.load(path)) | {n: shape and np.zeros(shape, "u1") for n, shape in shapes.items()}
+            np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+        elif member := content.get("zeroed"):  # a part of an archive
+            whole, start = path.read_bytes(), zipfile.ZipFile(path).getinfo(member).header_offset + 200
+            path.write_bytes(whole[:start] + bytes(20) + whole[start + 20 :])
         elif "link" in content:
             path.symlink_to(content["link"])
-        elif "text" in content:
-            path.write_bytes(content["text"].encode("latin-1"))
         else:
-            path.write_bytes(made(content["made"]))
+            path.write_bytes(
+                content["text"].encode("latin-1") if "text" in content else MADE[content["made"]]
+            )
 
 
 @pytest.mark.parametrize("verify_says, case", [(s, c) for s in VERIFY_SAYS for c in sets.REFUSED[s]])
 def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
     layout, path, content, said = sets.REFUSED[verify_says][case]
+    root, split = data.parent / "my images é", "paper" if layout in ("skin7", "medmnist") else "grouped"
     name = {"dataverse": "skin7", "medmnist": "medmnist:bloodmnist@64"}.get(layout, layout)
-    split = "paper" if layout in ("skin7", "medmnist") else "grouped"
     if layout in ("folder", "patients", "labels", "parts", "high"):
-        root = data.parent / "my images é"
         class_folders(root / ("archive" * (layout == "high")), groups=layout == "patients")
-        getattr(sets, layout)(root) if layout in ("labels", "parts") else None
         name = f"folder:{root}"
-    else:
-        root = getattr(sets, layout)(data)
+    if make := getattr(sets, layout, None):
+        root = make(root if layout in ("labels", "parts") else data)
     harm(root, path, content)
     refused(said, load_dataset, name, split, 1, 24)
     assert not list((data / "cache").glob("*.uint8"))  # nothing half made
@@ -232,7 +209,7 @@ def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeyp
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
     code += f"from deepknn_lib.datasets import load_dataset; load_dataset('folder:{root}', 'paper', 1, 24)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "File too large" in done.stderr and "another folder in DEEPKNN_DATA" in done.stderr
+    assert "File too large" in done.stderr and "name other folders in DEEPKNN_DATA" in done.stderr
     assert [path.suffix for path in (data / "cache").iterdir()] == [".lock"]
     monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
@@ -251,15 +228,14 @@ def test_decoding_happens_once_and_in_order(data, monkeypatch):
 
 
 def test_deep_greys_are_scaled_by_the_bits_that_their_set_uses(data):
-    root, found = class_folders(data / "deep"), {}
-    for bits, factor in (("as they are", 0), ("8", 1), ("12", 16), ("16", 257)):
-        for path in root.glob("*/*.png") if factor else ():
+    root = class_folders(data / "deep")
+    wanted = load_dataset(f"folder:{root}", "paper", 1, 48).train.images.astype(int)
+    for bits, factor in (("8", 1), ("12", 16), ("16", 257)):
+        for path in root.glob("*/*.png"):
             (target := data / bits / path.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * np.uint16(factor)).save(target)
-        folder = data / bits if factor else root
-        found[bits] = load_dataset(f"folder:{folder}", "paper", 1, 48).train.images.astype(int)
-        off = np.abs(found[bits] - found["as they are"]).max()
-        assert off <= (bits == "12"), bits  # 4095 is not 16 times 255
+        found = load_dataset(f"folder:{data / bits}", "paper", 1, 48).train.images
+        assert np.abs(found - wanted).max() <= (bits == "12"), bits  # 4095 is not 16 times 255
     table = verify.of_dataset(f"folder:{data / '12'}")[0].set_index("check")["detail"]
     assert re.match("20 images of 16 bits use values up to 3[0-9]{3}; 4095 is", table["range of values"])
 
@@ -274,9 +250,8 @@ def test_a_damaged_copy_is_named_set_aside_and_made_again(data, keep, zeros, nam
     with warnings.catch_warnings(record=True) as said:
         assert np.array_equal(load_dataset(name, "paper", 1, 24).train.images, before.train.images)
     assert path.read_bytes() == whole and path.with_suffix(".damaged").exists() == named
-    assert ["was damaged" in str(one.message) for one in said] == [
-        True
-    ] * named  # not one of an earlier version
+    # A copy that lacks four bytes is one of an earlier version.
+    assert ["was damaged" in str(one.message) for one in said] == [True] * named
 
 
 def test_two_processes_decode_once(data):

@@ -1,30 +1,20 @@
-# ruff: noqa: F811 (fixtures)
 """Data sets: layouts, splits, digests, and errors that say what to do. All files are made up; nothing is downloaded."""
 
-import importlib
 import os
 import re
 import shutil
 import warnings
-import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 import sets
 from PIL import Image
-from sets import CLASS_NAMES, PNEUMONIA_CLASSES, SKIN7, class_folders, data, refused  # noqa: F401
+from sets import CLASS_NAMES, PNEUMONIA_CLASSES, SKIN7, class_folders, refused
 from sklearn.datasets import load_digits
 
 from deepknn_lib import datasets
-from deepknn_lib.datasets import (
-    CATALOG,
-    available,
-    dataset_digest,
-    load,
-    load_dataset,
-    verify,
-)
+from deepknn_lib.datasets import CATALOG, available, dataset_digest, decode, load, load_dataset, verify
 from deepknn_lib.storage import repository
 
 
@@ -166,9 +156,7 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     for name in (f"folder:{root}", f"folder:{root / 'images'}"):
         found, said = loaded(name, "grouped")
         ids = all_of(found, "ids")
-        assert (found.class_names, found.info["unit"]) == (("healthy", "ill"), "patient") and not shared(
-            found
-        )
+        assert (found.class_names, found.info["unit"], shared(found)) == (("healthy", "ill"), "patient", 0)
         assert all_of(found, "labels") == ["ill" in i for i in ids] and len(ids) == 20
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
     head, *lines = (root / "labels.csv").read_text().split()
@@ -181,23 +169,15 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
 
 
 def test_patients_are_read_from_dicom_unless_all_are_one(data):
-    name, patients = f"folder:{data / 'x'}", [f"P{n // 2}" for n in range(18)] + ["", ""]
-    for people in (patients, ["ANON"] * 20):
+    patients = [f"P{n // 2}" for n in range(18)] + ["", ""]
+    some, same = "2 images .a/1.2.18, b/1.2.19. have no PatientID", "PatientID is the same in all DICOM files"
+    for people, unit, groups, told in ((patients, "patient", 11, some), (["ANON"] * 20, "", 20, same)):
         for n, patient in enumerate(people):
             (path := data / "x" / "ab"[n % 2] / f"1.2.{n}").parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(sets.dicom(np.full((20, 20), 9 * n, np.uint8), PatientID=patient))
-        found, said = loaded(name, "grouped")
-        if people is patients:
-            assert not shared(found) and (found.info["unit"], len({*all_of(found, "groups")})) == (
-                "patient",
-                11,
-            )
-            assert "2 images (a/1.2.18, b/1.2.19) have no PatientID" in said
-    assert (
-        found.info["unit"] == ""
-        and "PatientID is the same in all DICOM files" in said
-        and "no groups" in said
-    )
+        found, said = loaded(f"folder:{data / 'x'}", "grouped")
+        assert (found.info["unit"], len({*all_of(found, "groups")}), shared(found)) == (unit, groups, 0)
+        assert re.search(told, said) and ("no groups" in said) == (unit == "")
 
 
 def test_a_part_that_cannot_be_judged_is_refused_before_training(data):
@@ -211,9 +191,7 @@ def test_a_part_that_cannot_be_judged_is_refused_before_training(data):
             told.append(f"error {error}")
     assert "all images of ill are of one patient" in loaded(f"folder:{root}")[1]
     assert sum("its test part has no images of ill" in text for text in told) == 4
-    assert (
-        sum(text.startswith("error") and "training part has no images of ill" in text for text in told) == 1
-    )
+    assert len([text for text in told if re.match("error .*training part has no images of ill", text)]) == 1
 
 
 def test_the_digest_is_of_contents(data, tmp_path):
@@ -310,18 +288,6 @@ def test_what_cannot_be_had_says_why_and_touches_no_network(data, monkeypatch, c
         assert available()[arguments[0]].startswith("not there: ")
 
 
-def test_an_archive_with_wrong_bytes_among_its_images_is_named_and_nothing_is_kept(data):
-    sets.medmnist(data)
-    path = data / "medmnist" / "bloodmnist_64.npz"
-    start = zipfile.ZipFile(path).getinfo("val_images.npy").header_offset + 200
-    broken = bytearray(path.read_bytes())
-    broken[start : start + 20] = bytes(20)
-    path.write_bytes(broken)
-    said = "bloodmnist_64.npz: val's images cannot be read .*download medmnist:bloodmnist@64"
-    refused(said, load_dataset, "medmnist:bloodmnist@64", "paper", 1, 24)
-    assert not [*(data / "cache").glob("*bloodmnist*.uint8")]
-
-
 def test_folds_are_stratified_and_quick_for_many_images(data, tmp_path, monkeypatch):
     labels = np.repeat([0, 1, 2], [500, 53, 7])
     folds = load.image_folds(labels)
@@ -349,7 +315,7 @@ def test_the_catalogue_says_what_a_user_must_know():
 
 def test_parts_too_large_for_memory_stay_on_disk_and_hold_the_same(monkeypatch):
     whole = load_dataset("digits", "grouped", 1, 32).train
-    monkeypatch.setattr(importlib.import_module("deepknn_lib.datasets.decode"), "IN_MEMORY", 0)
+    monkeypatch.setattr(decode, "IN_MEMORY", 0)
     rows = load_dataset("digits", "grouped", 1, 32).train
     assert isinstance(rows.images, datasets.Rows) and type(whole.images) is np.ndarray
     assert (rows.images.shape, rows.images.dtype) == (whole.images.shape, np.uint8)

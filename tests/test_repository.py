@@ -139,14 +139,14 @@ def test_every_committed_figure_is_made_by_code():
 
 @each(ALL_NOTEBOOKS)
 def test_notebook_is_valid_small_and_without_widgets(path):
-    nbformat.validate(notebook := nbformat.read(path, as_version=4))
+    nbformat.validate(notebook := nbformat.read(path, 4))
     assert notebook.metadata.kernelspec.name == "python3" and path.stat().st_size < 2_000_000
     assert not {"widgets", "papermill"} & set(notebook.metadata)
     assert "application/vnd.jupyter.widget" not in text_of(path)
 
 
 @each(NOTEBOOKS)
-def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
+def test_notebook_opens_with_its_question_and_measured_minutes_and_closes_with_what_is_next(path):
     prose = [cell.source for cell in cells(path, "markdown")]
     assert re.match(r"# (?s:.*\bquestion\b.*\bmakes?\b.*\b(minutes?|seconds)\b)", prose[0].lower())
     titles = " ".join(re.findall(r"^#+ (.+)$", "\n".join(prose[-6:]), re.M))
@@ -155,20 +155,10 @@ def test_notebook_opens_with_its_question_and_closes_with_what_is_next(path):
     lines = [line for line in tagged.source.splitlines() if line and not line.startswith("#")]
     assert not [line for line in lines if not re.match(r"\w+: \w+ = .+  # \w", line)], "type and comment"
     assert {line.split(":")[0] for line in lines} <= {"profile", "dataset", "seeds", "device"}
-
-
-@each(NOTEBOOKS)
-def test_the_minutes_in_a_notebooks_head_are_those_of_its_metadata(path):
-    notebook = nbformat.read(path, as_version=4)
-    said, measured = (
-        re.search(r"\*\*Time\.\*\* (.*?)(?:two cores|when)", notebook.cells[0].source, re.S)[1],
-        notebook.metadata.deepknn,
-    )
+    said = re.search(r"\*\*Time\.\*\* (.*?)(?:two cores|when)", prose[0], re.S)[1]
+    minutes = nbformat.read(path, 4).metadata.deepknn["minutes"]["demo"]
     number = re.search(r"[Aa]bout (\d+) minutes", said)
-    minutes = measured["minutes"]["demo"]
-    assert abs(int(number[1]) - minutes) <= 0.5 if number else minutes < 1.5, (
-        f"{said}: {minutes} minutes were measured"
-    )
+    assert abs(int(number[1]) - minutes) <= 0.5 if number else minutes < 1.5, f"{said}: measured: {minutes}"
 
 
 @each(NOTEBOOKS)
@@ -186,11 +176,8 @@ def test_notebook_has_short_cells_and_stored_outputs_without_errors(path):
 @each(NOTEBOOKS)
 def test_the_answer_has_three_sentences_and_only_numbers_of_the_notebooks_own_tables(path):
     (cell,) = [cell for cell in cells(path, "code") if "notebook.answer(" in cell.source]
-    said = re.sub(
-        r"K_p = \d+|95 %|99\.5 %|Fig\. \w+|Eqs?\. \d|Tables? \w+|\d+ pixels",
-        "",
-        cell.outputs[0].data["text/markdown"],
-    )
+    no_results = r"K_p = \d+|95 %|99\.5 %|Fig\. \w+|Eqs?\. \d|Tables? \w+|\d+ pixels"
+    said = re.sub(no_results, "", cell.outputs[0].data["text/markdown"])
     assert 1 <= len(re.findall(r"[\w%)][.!?](?= [A-Z]|$)", said)) <= 3, said
     code = "\n".join(cell.source for cell in cells(path, "code"))
     # What a reader sees: the tables that are shown, and of them the digits that are shown, or a rounding of them.
@@ -198,10 +185,8 @@ def test_the_answer_has_three_sentences_and_only_numbers_of_the_notebooks_own_ta
     text = "\n".join(text_of(table) for table in tables if table.exists())
     known = {float(n.replace(",", "")) for n in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", text)}
     for number in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?!\w)", said):
-        value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
-        assert any(abs(value - one) <= 0.5001 * 10**-digits for one in known), (
-            f"{number} is in no table: {said}"
-        )
+        value, off = float(number.replace(",", "")), 0.5001 * 10 ** -len(number.partition(".")[2])
+        assert any(abs(value - one) <= off for one in known), f"{number} is in no table: {said}"
 
 
 @each(NOTEBOOKS)
@@ -296,8 +281,7 @@ def test_setup_installs_once_and_again_when_the_versions_change(checkout):
     assert done.returncode == 0 and done.stdout.endswith("activated\n"), done.stderr
     assert "-c constraints.txt -e .[test,weights]" in asked.read_text()
     asked.unlink()
-    assert sh("source ./setup.sh", checkout, PYTHONPATH="").stdout == "activated\n"
-    assert not asked.exists()
+    assert sh("source ./setup.sh", checkout, PYTHONPATH="").stdout == "activated\n" and not asked.exists()
     (checkout / "constraints.txt").write_text("torch==0.0\n")
     assert sh("source ./setup.sh", checkout, PYTHONPATH="").returncode == 0 and asked.exists()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
-from sets import class_folders, data  # noqa: F401
+from sets import class_folders
 
 from deepknn_lib.datasets import verify as module
 from deepknn_lib.datasets.readers import Index
@@ -62,15 +62,11 @@ def brighter(image, factor=1.1):
 
 
 COPIES = {
-    "re-encoded": jpeg,
-    "smaller": lambda image: resized(image, 0.8),
-    "larger": lambda image: resized(image, 2),
-    "brighter": brighter,
-    "darker": lambda image: brighter(image, 0.9),
+    "re-encoded": jpeg, "smaller": lambda image: resized(image, 0.8), "larger": lambda image: resized(image, 2),
+    "brighter": brighter, "darker": lambda image: brighter(image, 0.9), "cut": lambda image: image[1:-1, 1:-1],
     "grey": lambda image: np.asarray(Image.fromarray(image).convert("L").convert("RGB")),
-    "cut": lambda image: image[1:-1, 1:-1],
     "all of it": lambda image: jpeg(resized(brighter(image), 0.8)),
-}
+}  # fmt: skip
 TURNS = [(n, side) for n in range(4) for side in (1, -1)][1:]
 SMALL, WIDE = resized(TEN[3], 34 / 96), np.arange(9600, dtype=np.uint32).astype(np.uint8).reshape(40, 80, 3)
 PAPER, BOTH = {"paper": FOLDS}, {"paper": FOLDS, "grouped": FOLDS}
@@ -166,16 +162,15 @@ def test_all_pairs_are_compared_whatever_the_blocks(monkeypatch):
     np.testing.assert_allclose(near_pairs(thumbnails), whole, atol=1e-5)
 
 
-def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(tmp_path, data, capsys):  # noqa: F811
+def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(tmp_path, data, capsys):
     root, other = (class_folders(tmp_path / name / "set") for name in "ab")
     assert module.report(f"folder:{root}") == 0
     said = capsys.readouterr().out
     module.report(f"folder:{other}")
     assert len([*(data / "verify").glob("folder-set-*.csv")]) == 2  # of two folders of one name
     assert said.count("nothing found") == 12 and said.count("not known: no groups are given") == 2
-    assert re.search("no groups +0 +1 +0 +no groups are given", said) and not re.search(
-        "across the split.*grouped", said
-    )
+    assert re.search("no groups +0 +1 +0 +no groups are given", said)
+    assert not re.search("across the split.*grouped", said)
     (root / "healthy" / "3.png").write_bytes(b"")
     assert module.report(f"folder:{root}", tmp_path / "found.csv") == 1
     found = pd.read_csv(tmp_path / "found.csv", keep_default_na=False)
