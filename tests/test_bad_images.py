@@ -194,6 +194,15 @@ def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
         refused(said, verify.of_dataset, name)
 
 
+def test_a_bad_file_does_not_hide_that_the_others_use_few_values(data):
+    root = class_folders(data / "dark")
+    for path in root.glob("*/*.png"):
+        Image.new("L", (20, 20), int(path.stem) + 90).save(path)
+    harm(root, "ill/3.png", {"text": ""})
+    found = verify.of_dataset(f"folder:{root}")[0]
+    assert "all values are from 90 to 99" in found.query("check == 'range of values'")["detail"].item()
+
+
 def test_all_bad_files_are_tried_and_verify_lists_them(data):
     root = class_folders(data / "a b")
     assert verify.of_dataset(f"folder:{root}")[0]["check"].tolist() == ["no groups"]

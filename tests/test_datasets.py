@@ -153,6 +153,7 @@ def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number
 def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     root = sets.labels(class_folders(data / "x"))
     (root / "images" / "new.png").write_bytes(b"without a row")
+    (root / "images" / "deep" / "loop").symlink_to(root / "images")  # counts nothing twice
     for name in (f"folder:{root}", f"folder:{root / 'images'}"):
         found, said = loaded(name, "grouped")
         ids = all_of(found, "ids")
@@ -160,8 +161,8 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert all_of(found, "labels") == ["ill" in i for i in ids] and len(ids) == 20
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
     head, *lines = (root / "labels.csv").read_text().split()
-    parts = [f"{line},{('Train', 'val', 'test')[n % 3]}" for n, line in enumerate(lines)]
-    (root / "labels.csv").write_text("\n".join([f"{head},split", *parts]))
+    parts = [f"{line},{('Train', 'val', 'test')[n % 3]},x" for n, line in enumerate(lines)]
+    (root / "labels.csv").write_text("\n".join([f"{head},split,class", *parts]))
     found, said = loaded(f"folder:{root}")
     assert (len(found.train), len(found.test)) == (14, 6) and "7 images of the split val are put to" in said
     checks = verify.of_dataset(f"folder:{root}")[1].set_index("check")["the first"]

@@ -112,6 +112,8 @@ CASES = {
         f"note groups {ACROSS} paper 1 of 2"]),
     "groups across": ({}, {"groups": np.array([*"gghhabcdef"])}, {}, BOTH, [
         f"note groups {ACROSS} paper {LEAK}", f"error groups {ACROSS} grouped {LEAK}"]),
+    "a comma in a class": ({}, {"class_names": ("a, very", "b"), "groups": np.array([*"aabbccddef"])}, {}, {}, [
+        "warning groups of several classes c a, very, b; do they show one patient"]),
     "groups of several classes": ({}, {"groups": np.array([*"gabcdgefhi"])}, {}, {}, [
         "warning groups of several classes g a, b; do they show one patient"]),
     "counts": ({}, {}, {"a": 5, "b": 6, "c": 7}, {}, [

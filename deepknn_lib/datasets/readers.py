@@ -109,8 +109,12 @@ def challenge(root: Path, part: str) -> Index:
     rows["class"] = marks.idxmax(axis=1).str.lower().where(clear, "no or several classes")
     rows["group"] = rows["image"]
     if part == "Training":
-        lesions = table(root / f"{start}LesionGroupings.csv", "image", "lesion_id").set_index("image")
-        rows["group"] = rows["image"].map(lesions["lesion_id"]).fillna("")
+        groupings = root / f"{start}LesionGroupings.csv"
+        lesions = table(groupings, "image", "lesion_id").set_index("image")["lesion_id"]
+        if lesions.index.has_duplicates:
+            twice = lesions.index[lesions.index.duplicated()]
+            raise ValueError(f"{groupings}: {some(twice, 'images')} are named twice; keep one row")
+        rows["group"] = rows["image"].map(lesions).fillna("")
     files = {path.stem: path for path in root.glob(f"{start}Input/[!.]*.jpg")}
     return index_of_rows(rows[["image", "class", "group"]], files, names, source, "lesion")
 
@@ -197,9 +201,11 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
     images, others, seen = {}, {}, set()
     for folder, inner, names in os.walk(base, followlinks=True):
-        again = os.path.realpath(folder) in seen  # A link leads back.
-        inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX" and not again]
-        seen.add(os.path.realpath(folder))
+        if (real := os.path.realpath(folder)) in seen:  # A link leads back.
+            inner.clear()
+            continue
+        inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX"]
+        seen.add(real)
         for path in (Path(folder, name) for name in names if name[0] != "."):
             if path.suffix.lower() not in TEXTS:
                 (images if is_image(path) else others)[path.relative_to(base).as_posix()] = path
@@ -218,7 +224,11 @@ def is_image(path: Path) -> bool:
 
 def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
     """Image, class, group and part by `labels.csv`; what a group is, if it has such a column; and notes."""
-    rows = table(source, "image", "label").rename(columns={"label": "class"})
+    rows = (
+        table(source, "image", "label")
+        .drop(columns="class", errors="ignore")
+        .rename(columns={"label": "class"})
+    )
     units = {column: UNIT.sub("", column).lower() for column in rows}
     group = next((column for column, unit in units.items() if unit in ("patient", "lesion", "group")), "")
     unused = [column for column in rows if column not in ("image", "class", "split", group)]

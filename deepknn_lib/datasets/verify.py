@@ -96,7 +96,7 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
 
     has = {name: int((names == name).sum()) for name in index.class_names}
     off = [name for name in has | expected if expected and has.get(name, 0) != expected.get(name, 0)]
-    kinds = pd.Series(names).groupby(groups).agg(lambda of: ", ".join(sorted(set(of))))
+    kinds = pd.Series(names).groupby(groups).agg(lambda of: sorted(set(of)))
     add("error", "unreadable images", ids, bad)
     add("error", "class counts", off, [f"has {has.get(n, 0)} images, not {expected.get(n, 0)}" for n in off])
     add("warning", "tiny images", ids, np.where(side < 8, "its shorter side has under 8 pixels", ""))
@@ -104,11 +104,12 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     if (top := white(deep)) < 65535:
         told = f"{len(deep)} images of 16 bits use values up to {max(deep.values())}; {top} is shown as white"
         found.append(("note", "range of values", "", "", told))
-    if int(high.max()) - int(low.min()) < 64:
-        told = f"all values are from {low.min()} to {high.max()} of 0 to 255; are the images stored as they should be?"
+    low, high = low[bad == ""].min(initial=255), high[bad == ""].max(initial=0)
+    if 0 <= int(high) - int(low) < 64:
+        told = f"all values are from {low} to {high} of 0 to 255; are the images stored as they should be?"
         found.append(("warning", "range of values", "", "", told))
-    mixed = kinds[kinds.str.contains(", ")]
-    add("warning", "groups of several classes", mixed.index, mixed + "; do they show one patient or lesion?")
+    mixed = kinds[kinds.str.len() > 1].str.join(", ") + "; do they show one patient or lesion?"
+    add("warning", "groups of several classes", mixed.index, mixed)
     cluster = np.arange(len(ids))
     first = pd.Series(cluster).groupby(content).transform("first").to_numpy()
     large = np.flatnonzero((first == cluster) & (side >= THUMBNAIL) & (bad == ""))
