@@ -218,7 +218,7 @@ def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeyp
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
     code += f"from deepknn_lib.datasets import load_dataset; load_dataset('folder:{root}', 'paper', 1, 24)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "File too large" in done.stderr and "name other folders in DEEPKNN_DATA" in done.stderr
+    assert "File too large" in done.stderr and "name another folder in DEEPKNN_DATA" in done.stderr
     assert [path.suffix for path in (data / "cache").iterdir()] == [".lock"]
     monkeypatch.setattr(Image, "open", lambda _: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
