@@ -111,7 +111,7 @@ def test_what_never_comes_right_says_the_steps_by_hand(server, tmp_path, always,
 def test_what_stands_in_the_way_is_named(server, data, monkeypatch, where, call, number):
     at_home(monkeypatch, "stl10", server)
     monkeypatch.setattr(where, call, mock.Mock(side_effect=OSError(number, os.strerror(number))))
-    said = f"cannot write to .*stl10 .{os.strerror(number)}.: make room or make it writable, or name other"
+    said = f"cannot write to .*stl10 .{os.strerror(number)}.: make room or make it writable, or name another"
     refused(said, download, "stl10", error=OSError)
 
 

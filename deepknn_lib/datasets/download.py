@@ -48,6 +48,8 @@ def fetch(url: str, path: Path, checksum: str | None, manual: str) -> None:
     from tqdm import tqdm
 
     part = path.with_name(f".{path.name}.part")
+    for left in path.parent.glob("tmp????????"):  # pooch's own, of a process that was killed
+        left.unlink()
     if not checksum:
         part.unlink(missing_ok=True)  # Nothing would tell whether the rest belongs to it.
 
