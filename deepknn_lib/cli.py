@@ -159,7 +159,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _grid(arguments: argparse.Namespace) -> int:
     from deepknn_lib.datasets.load import distinct_splits
-    from deepknn_lib.storage import whole_file
+    from deepknn_lib.storage import write_csv
     from deepknn_lib.study import results, runs
     from deepknn_lib.study.experiments import execute_all
 
@@ -185,8 +185,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     )
     for name, (table, of) in zip(outputs, tables, strict=True):
         if of and (path := getattr(arguments, name)):
-            with whole_file(path) as temporary:
-                table(of).to_csv(temporary, index=False, float_format="%.6g")
+            write_csv(table(of), path)
     for name in names:
         if mine := results.select(compared, dataset=name):
             print(results.markdown(results.readable(results.summary(mine))))

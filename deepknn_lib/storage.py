@@ -5,6 +5,7 @@ import difflib
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -131,6 +132,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     close = " or ".join(difflib.get_close_matches(str(name), known := list(known)))
     meant = f", did you mean {close}? Choose" if close else "; choose"
     return ValueError(f"unknown {what} {name!r}{meant} one of {', '.join(known)}")
+
+
+def write_csv(table, path: Path) -> None:
+    """Write a data frame, numbers with six digits; text that a spreadsheet would run as a formula gets a quote."""
+    formula = re.compile(r"[=@]|[+-](?![\d.])")
+    table = table.map(lambda value: f"'{value}" if isinstance(value, str) and formula.match(value) else value)
+    with whole_file(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def digest(*parts: bytes | str | Path | np.ndarray) -> str:

@@ -169,6 +169,17 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     assert "6 of 6 test images (100.0%) have groups in training" in checks["groups across the split"]
 
 
+def test_no_table_of_a_set_runs_a_formula(data):
+    root = class_folders(data / "x")
+    (root / "ill").rename(root / "=ill")
+    shutil.copy(root / "=ill" / "3.png", root / "=ill" / "4.png")
+    loaded(f"folder:{root}")
+    verify.report(f"folder:{root}", data / "found.csv")
+    (split,) = (data / "splits").glob("*.csv")
+    assert "'=ill/3.png,'=ill/3.png,'=ill," in split.read_text()
+    assert ",'=ill/3.png,'=ill/4.png," in (data / "found.csv").read_text()
+
+
 def test_patients_are_read_from_dicom_unless_all_are_one(data):
     patients = [f"P{n // 2}" for n in range(18)] + ["", ""]
     some, same = "2 images .a/1.2.18, b/1.2.19. have no PatientID", "PatientID is the same in all DICOM files"

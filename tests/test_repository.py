@@ -232,7 +232,9 @@ def test_commands_in_documents_exist(document, line):
     elif program in ("python", "source") and rest[0] != "-m":
         assert (ROOT / rest[0]).exists()
     else:
-        assert program in "./run_tests.sh python jupyter git cd conda pip pre-commit for srun".split(), program
+        assert program in "./run_tests.sh python jupyter git cd conda pip pre-commit for srun".split(), (
+            program
+        )
     assert all((ROOT / word).exists() for word in rest if word.endswith((".py", ".yml", ".txt", ".ipynb")))
 
 

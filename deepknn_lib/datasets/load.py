@@ -17,7 +17,7 @@ import pandas as pd
 
 from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
 from deepknn_lib.datasets.readers import CATALOG, READERS, Index, medmnist_info, split_file
-from deepknn_lib.storage import data_dir, digest, unknown, whole_file
+from deepknn_lib.storage import data_dir, digest, unknown, write_csv
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
 OTHER_SPLITS = {"skin7": ("dermamnist-c", "official")}  # ready-made parts that one set has besides
@@ -70,8 +70,7 @@ def load_dataset(name, split="paper", fold=1, image_size=48, interpolation="bili
         warnings.warn(f"{name}: {'; '.join(doubts)}", stacklevel=2)
     entry, kinds = entry_of(name)[0], np.array(index.class_names)[index.labels]
     rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})
-    with whole_file(data_dir() / "splits" / f"{file_name(name)}-{split}.csv") as temporary:
-        rows.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(rows, data_dir() / "splits" / f"{file_name(name)}-{split}.csv")
     info = {key: getattr(entry, key) for key in ("synthetic", "licence", "citation")}
     info |= {"split": split, "fold": fold, "smallest": int(np.bincount(index.labels).argmin())}
     info |= {"title": index.title or entry.title, "unit": index.unit}

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 from deepknn_lib.datasets import load
 from deepknn_lib.datasets.decode import each, white
 from deepknn_lib.datasets.readers import Index
-from deepknn_lib.storage import data_dir, whole_file
+from deepknn_lib.storage import data_dir, write_csv
 
 CHECKS = ["no groups", "layout", "parts", "unreadable images", "class counts", "small classes"]
 CHECKS += ["tiny images", "constant images", "range of values"]
@@ -31,8 +31,7 @@ def report(name: str, out: Path | None = None) -> int:
     """Check a set, print the summary and write all findings as CSV; 1 if there is an error, else 0."""
     found, checks = of_dataset(name)
     out = out or data_dir() / "verify" / f"{load.file_name(name)}.csv"
-    with whole_file(out) as temporary:
-        found.to_csv(temporary, index=False)
+    write_csv(found, out)
     counts = checks[["errors", "warnings"]].sum()
     print(checks.to_string(index=False))
     print(f"{name}: {counts['errors']} errors, {counts['warnings']} warnings; all of it: {out}")

@@ -17,9 +17,8 @@ from deepknn_lib.datasets.decode import BLOCK, each, resize
 from deepknn_lib.datasets.readers import Index, images_in
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
-from deepknn_lib.storage import data_dir, whole_file
+from deepknn_lib.storage import data_dir, whole_file, write_csv
 from deepknn_lib.study.experiments import Result, _stored, network_of, parts
-from deepknn_lib.study.results import without_formulas
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 
 PICTURED = 30  # images in one picture
@@ -158,8 +157,7 @@ def report(folder: Path, images: Path, k_predict: int | None, out: Path | None, 
         with whole_file(figure) as temporary:
             picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     if out:
-        with whole_file(out) as temporary:
-            without_formulas(found.table).to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(found.table, out)
     else:
         print(found.table.to_string(index=False, float_format="{:.3g}".format))
     for text in [*(f"warning: {text}" for text in found.bad), found.told]:

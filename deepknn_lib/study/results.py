@@ -1,13 +1,12 @@
 """Tables of results: one row a run, their summary over seeds, paired differences; as CSV and as Markdown."""
 
-import re
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from deepknn_lib import metrics
-from deepknn_lib.storage import figures_dir, repository, whole_file
+from deepknn_lib.storage import figures_dir, repository, write_csv
 from deepknn_lib.study.experiments import Result
 from deepknn_lib.study.runs import METHODS, SOFTMAX
 
@@ -193,19 +192,12 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def without_formulas(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a quote before every text that a spreadsheet would run as a formula."""
-    formula = re.compile(r"[=@]|[+-](?![\d.])")
-    return table.map(lambda v: f"'{v}" if isinstance(v, str) and formula.match(v) else v)
-
-
 def save_rows(table: pd.DataFrame, name: str, folder: str = "tables") -> None:
-    """Write `tables/<name>.csv`: rows to work with, `without_formulas`.
+    """Write `tables/<name>.csv`: rows to work with.
 
     What each run measures anew, the columns `MEASURED`, goes with the whole table to `machine/`, which git ignores.
     """
     measured = table.columns.intersection(MEASURED)
     parts = {folder: table.drop(columns=measured)} | ({"machine": table} if len(measured) else {})
     for where, part in parts.items():
-        with whole_file(figures_dir() / where / f"{name}.csv") as temporary:
-            without_formulas(part).to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(part, figures_dir() / where / f"{name}.csv")
