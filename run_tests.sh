@@ -11,7 +11,7 @@ Runs ruff (lint and format), then pytest over tests/ and notebooks/ (nbval, smok
 cores; needs no download and leaves data/ and figures/ as they are. Options go to pytest: -x stops at the first
 failure, -k WORD selects tests, --durations=10 shows the slowest. --browser instead opens every notebook in JupyterLab
 in a headless Chromium (which has to be installed), runs it there, and looks at the pages. --faults instead kills runs,
-workers and notebooks at random moments (50 times, DEEPKNN_KILLS) and looks whether all ends as it should: ten minutes.
+workers and notebooks at random moments (50 times, DEEPKNN_KILLS) and looks whether all ends as it should: 15 minutes.
 HELP
     exit
 fi
