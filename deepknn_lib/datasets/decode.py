@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import claim, data_dir, digest, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, set_aside, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 CHECKSUM = 4  # bytes
@@ -197,8 +197,7 @@ def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> Non
     """Decode all images into `path`; a damaged copy that is there is kept aside."""
     size, total, bad = shape[2], math.prod(shape), []
     if path.exists() and path.stat().st_size != total:  # without a checksum: of an earlier version
-        aside = path.replace(path.with_suffix(".damaged"))
-        warnings.warn(f"{path} was damaged: it is now {aside.name}, and made again", stacklevel=4)
+        warnings.warn(set_aside(path, ValueError("its checksum is another one")), stacklevel=4)
     resized = each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}", {})
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         for row, image in resized:

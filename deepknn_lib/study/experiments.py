@@ -305,9 +305,8 @@ def _begin_worker(parent: int, environment: dict[str, str]) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(1)
-    os.environ.update(
-        {"DEEPKNN_PROGRESS": os.devnull} | environment
-    )  # several would write over one another's line
+    # Several workers would write over one another's line.
+    os.environ.update({"DEEPKNN_PROGRESS": os.devnull} | environment)
 
 
 def _on_worker(run: Run, device: str, data: str, base: str | None, files: dict | None) -> dict[str, bytes]:

@@ -28,9 +28,7 @@ class Predictions(NamedTuple):
     """`table` has a row an image: its path, `class`, `share` of the votes (or softmax), `far`, and its neighbours."""
 
     run: Run
-    table: (
-        pd.DataFrame
-    )  # of the n-th neighbour `neighbour_n`, its id in the run's set, `class_n` and `distance_n`
+    table: pd.DataFrame  # the n-th neighbour is `neighbour_n` (its id in the set), `class_n`, `distance_n`
     features: np.ndarray  # float32 (N, D), of the same rows
     pixels: list[np.ndarray]  # uint8 (C, S, S), of the first `PICTURED`
     bad: list[str]  # a sentence for each file that cannot be read
@@ -115,9 +113,8 @@ def _pixels(run: Run, files: list[Path]) -> dict[Path, np.ndarray | str]:
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     rows = np.arange(len(files))
     index = Index(rows, rows, rows, (), files)
-    made = dict(
-        each(index, size, lambda i: resize(i[None], size, how)[0], "reading", {})
-    )  # the last of each row
+    # Greys of 16 bits may come a second time, scaled by the range of them all; the last time counts.
+    made = dict(each(index, size, lambda i: resize(i[None], size, how)[0], "reading", {}))
     return {files[row]: made[row] for row in rows}
 
 

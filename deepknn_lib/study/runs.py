@@ -57,18 +57,8 @@ TABLE4 = ("ce-knn", "deep-knn")
 # (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
 PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
 # What a run shares with the base that it starts from, where it was given: every other field is one method's own.
-_SHARED = (
-    "split",
-    "fold",
-    "seed",
-    "image_size",
-    "evaluate_on",
-    "backbone",
-    "weights",
-    "epochs",
-    "lr_decay_every",
-)
-_SHARED += ("batch_size", "precision")
+_SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights")
+_SHARED += ("epochs", "lr_decay_every", "batch_size", "precision")
 
 
 @dataclass(frozen=True)
