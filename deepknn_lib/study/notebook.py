@@ -18,15 +18,15 @@ import torch
 from IPython.display import Image, Markdown, display
 from PIL.PngImagePlugin import PngInfo
 
-from deepknn_lib.datasets.load import index_of
+from deepknn_lib.datasets.load import SPLITS, index_of
 from deepknn_lib.storage import figures_dir, repository, whole_file
 from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
 # What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
-# and `own` says whether the data set is a folder of the reader's.
-Session = namedtuple("Session", "profile dataset seeds device figures own")
+# `own` says whether the data set is a folder of the reader's, and `splits` are those to show.
+Session = namedtuple("Session", "profile dataset seeds device figures own splits")
 _asked = {"profile": "demo", "dataset": "lesions"}  # of the notebook that runs; `start` fills it in
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
 
@@ -51,7 +51,8 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     print(versions())
     if profile == "smoke":
         show_text(f"> **{SMOKE}**")
-    return Session(profile, dataset, chosen, where, figures_dir(), _own())
+    splits = SPLITS[_own() and group_of(dataset) == "image" :]  # In a folder without groups the two are one.
+    return Session(profile, dataset, chosen, where, figures_dir(), _own(), splits)
 
 
 @cache
