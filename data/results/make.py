@@ -49,7 +49,7 @@ def studies() -> dict[str, list[Run]]:
     orders = [(seed, split, method) for seed in (0, 1, 2) for split in SPLITS["skin7"] for method in COMPARED]
     found["skin7_finetune"] = [at_64(method, split=split, seed=seed) for seed, split, method in orders]
     found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
-    found["skin7_128"] = at_128()
+    found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
@@ -77,6 +77,13 @@ def at_128() -> list[Run]:
     return [make_run("skin7", method, "finetune", **TUNED | where) for method, where in given]
 
 
+def tuned_at_64() -> list[Run]:
+    """The profile `finetune`, whose rivals were tuned, by lesion with two seeds, at 64 pixels for want of a GPU."""
+    methods, given = ("knn", "weighted-ce", "ce-knn", "deep-knn"), {"split": "grouped", "image_size": 64}
+    every = [(method, seed) for seed in (0, 1) for method in methods]
+    return [make_run("skin7", method, "finetune", **TUNED | given, seed=seed) for method, seed in every]
+
+
 def on_a_gpu() -> list[Run]:
     """The profile `paper` on Skin-7 by lesion: one seed, and 21 epochs in place of 60."""
     given = {"split": "grouped", "seed": 0, "weights": "pqf"}
@@ -94,14 +101,14 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
     known = [name for name in studies() if name not in found]
     for name in known:
         found[f"{name}_runs"] = partial(rows, every_vote=name.endswith(("_sweeps", "_finetune"))), [name]
-        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_128")):
+        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_128", "_64")):
             found[f"{name}_history"] = results.history_table, [name]
-        if name.endswith(("_demo", "_finetune", "_table3", "_paper")):
+        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_64")):
             found[f"{name}_differences"] = differences, [name]
-        if name.endswith("_paper"):
+        if name.endswith(("_paper", "_64")):
             found[f"{name}_evidence"] = evidence, [name]
             found[f"{name}_predictions"] = results.predictions_table, [name]
-    compared = [name for name in known if not name.endswith(("_ladder", "_paper", "_128"))]
+    compared = [name for name in known if not name.endswith(("_ladder", "_paper", "_128", "_64"))]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
     return found
