@@ -20,7 +20,7 @@ fi
 source "$root/setup.sh" || exit 1
 cd -- "$root"
 scratch="$(mktemp -d)"
-trap 'kill "${half-}" 2>/dev/null || :; rm -rf -- "$scratch"' EXIT
+trap 'rm -rf -- "$scratch"' EXIT
 export DEEPKNN_DATA="$scratch/data" DEEPKNN_FIGURES="$scratch/figures" DEEPKNN_PROFILE=smoke
 
 if [ "${1-}" = --browser ] || [ "${1-}" = --faults ]; then
@@ -30,25 +30,11 @@ if [ "${1-}" = --browser ] || [ "${1-}" = --faults ]; then
     exit
 fi
 
-status=0 first=() second=()
+status=0
 "$DEEPKNN_PYTHON" -m ruff check --quiet . || status=$?
 "$DEEPKNN_PYTHON" -m ruff format --check --quiet . || status=$?
-# Two halves side by side, a core each: the tests with the notebooks that need no other one (and the last one, which needs all), and
-# the rest. pytest ends with 5 where options select nothing.
-for notebook in notebooks/*.ipynb notebooks/*/*.ipynb; do
-    case "${notebook##*/}" in
-        0[0-3]_* | 1*) first+=("$notebook") ;;
-        *) second+=("$notebook") ;;
-    esac
-done
+# Files side by side, a core each; the cells of a notebook stay together. pytest ends with 5 where options select nothing.
 export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1  # no processes for runs that last a second
-"$DEEPKNN_PYTHON" -m pytest --nbval-lax --nbval-current-env "${second[@]}" "$@" > "$scratch/second.log" 2>&1 &
-half=$!
-"$DEEPKNN_PYTHON" -m pytest --nbval-lax --nbval-current-env tests "${first[@]}" "$@" || of_first=$?
-wait "$half" || of_second=$?
-cat "$scratch/second.log"
-for found in "${of_first-0}" "${of_second-0}"; do
-    [ "$found" = 0 ] || [ "$found" = 5 ] || status=$found
-done
-[ "${of_first-0}${of_second-0}" != 55 ] || status=5
+options=(-n auto --maxprocesses 4 --dist loadfile --nbval-lax --nbval-current-env)
+"$DEEPKNN_PYTHON" -m pytest "${options[@]}" notebooks tests "$@" || status=$?
 exit "$status"
