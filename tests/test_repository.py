@@ -177,12 +177,13 @@ def test_notebook_has_short_cells_and_stored_outputs_without_errors(path):
 def test_the_answer_has_three_sentences_and_only_numbers_of_the_notebooks_own_tables(path):
     (cell,) = [cell for cell in cells(path, "code") if "notebook.answer(" in cell.source]
     no_results = r"K_p = \d+|95 %|99\.5 %|Fig\. \w+|Eqs?\. \d|Tables? \w+|\d+ pixels"
-    said = re.sub(no_results, "", cell.outputs[0].data["text/markdown"])
+    said, _, shown = cell.outputs[0].data["text/markdown"].partition("\n>\n> *Numbers from the tables ")
+    said = re.sub(no_results, "", said)
     assert 1 <= len(re.findall(r"[\w%)][.!?](?= [A-Z]|$)", said)) <= 3, said
-    code = "\n".join(cell.source for cell in cells(path, "code"))
-    # What a reader sees: the tables that are shown, and of them the digits that are shown, or a rounding of them.
-    tables = {ROOT / "figures" / "tables" / f"{name}.md" for name in re.findall(r"\"(\w+)\"", code)}
-    text = "\n".join(text_of(table) for table in tables if table.exists())
+    # What a reader sees: the tables named below the answer, and of them the digits shown, or a rounding of them.
+    names = re.findall(r"`(\w+)`", shown)
+    assert names == re.search(r'tables="([\w ]+)"', cell.source)[1].split()
+    text = "\n".join(text_of(ROOT / "figures" / "tables" / f"{name}.md") for name in names)
     known = {float(n.replace(",", "")) for n in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", text)}
     for number in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?!\w)", said):
         value, off = float(number.replace(",", "")), 0.5001 * 10 ** -len(number.partition(".")[2])

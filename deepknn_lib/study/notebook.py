@@ -137,13 +137,16 @@ def show_text(markdown: str) -> None:
     display(Markdown(reworded(markdown, _asked["dataset"])))
 
 
-def answer(sentences: str, of: str = "") -> None:
-    """Show the answer to the notebook's question: at most three sentences, with numbers of the notebook's tables."""
+def answer(sentences: str, tables: str, of: str = "") -> None:
+    """Show the answer to the notebook's question: at most three sentences, with numbers of these tables, by name."""
     if _asked["profile"] == "smoke":
-        sentences = "No answer: one epoch of training is no result."
+        sentences, tables = "No answer: one epoch of training is no result.", ""
     elif _own(of):
         sentences = f"We answer this for {of} only; the tables above have the numbers of your images."
-    show_text(f"> {' '.join(sentences.split())}")
+    known = ", ".join(
+        f"`{name}`" for name in tables.split() if (figures_dir() / f"tables/{name}.md").exists()
+    )
+    show_text(f"> {' '.join(sentences.split())}" + f"\n>\n> *Numbers from the tables {known}.*" * bool(known))
 
 
 def sliders(draw: Callable, **choices) -> None:
