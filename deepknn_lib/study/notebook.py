@@ -140,13 +140,11 @@ def show_text(markdown: str) -> None:
 def answer(sentences: str, tables: str, of: str = "") -> None:
     """Show the answer to the notebook's question: at most three sentences, with numbers of these tables, by name."""
     if _asked["profile"] == "smoke":
-        sentences, tables = "No answer: one epoch of training is no result.", ""
-    elif _own(of):
-        sentences = f"We answer this for {of} only; the tables above have the numbers of your images."
-    known = ", ".join(
-        f"`{name}`" for name in tables.split() if (figures_dir() / f"tables/{name}.md").exists()
-    )
-    show_text(f"> {' '.join(sentences.split())}" + f"\n>\n> *Numbers from the tables {known}.*" * bool(known))
+        return show_text("> No answer: one epoch of training is no result.")
+    if _own(of):
+        return show_text(f"> We answer this for {of} only; the tables above have the numbers of your images.")
+    names = ", ".join(f"`{name}`" for name in tables.split())
+    show_text(f"> {' '.join(sentences.split())}\n>\n> *Numbers from the tables {names}.*")
 
 
 def sliders(draw: Callable, **choices) -> None:
