@@ -118,7 +118,7 @@ def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(
         rows.append(f"{file.parent.name}/{file.name},P{number // 4}")
     if grouped:
         (tmp_path / "My set" / "groups.csv").write_text("\n".join(rows))
-    monkeypatch.setattr(notebook, "_asked", {})
+    monkeypatch.setattr(notebook, "_session", notebook._session)
     monkeypatch.setattr(
         notebook, "display", lambda item: shown.append(getattr(item, "alt", None) or item.data)
     )
@@ -131,7 +131,7 @@ def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(
     notebook.show_figure(plt.figure(), "g", "Title", "Caption", "Alt", of="Skin-7")
     notebook.show_table(pd.DataFrame(), "g", "Title", of="Skin-7")
     for profile, of in (("smoke", "Skin-7"), ("demo", "Skin-7"), ("demo", "")):
-        notebook._asked["profile"] = profile
+        notebook._session = session._replace(profile=profile)
         notebook.answer("It is 3.", of=of)
     assert session.own and axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
     alt = f"Not a{'' if grouped else 'n'} {word}."

@@ -86,7 +86,7 @@ def test_a_whole_run_and_the_next_one(place, capsys):
     assert table[3][:5] == "1 of 2 notebooks passed;".split()
 
     page = (figures / "index.html").read_text(encoding="utf-8")
-    for wanted in ('src="my%20loss.png"', 'alt="a &quot;curve&quot;"', "Loss &lt;1&gt;", "a &amp; b", "are synthetic",
+    for wanted in ('src="my%20loss.png"', 'alt="a &#34;curve&#34;"', "Loss &lt;1&gt;", "a &amp; b", "are synthetic",
                    "Is it so by lesion?", 'href="notebooks/10_last.html"',
                    'href="my%20loss.pdf"', 'href="tables/t.md"'):  # fmt: skip
         assert wanted in page, wanted
@@ -123,7 +123,7 @@ def test_what_a_page_was_made_from(place, monkeypatch, tmp_path):
 
     def mark(*options, source="1"):
         write(place / "notebooks", "00_a", source)
-        seen.extend(runner._asked(asked("--device", "cpu", *options))[1].values())
+        seen.extend(runner.plan(asked("--device", "cpu", *options))[1].values())
 
     mark()
     mark()
@@ -172,7 +172,7 @@ def test_options_that_cannot_be_meant_end_in_status_2(place, capsys, monkeypatch
 def test_only_takes_numbers_in_any_order_and_a_folder_becomes_absolute(place):
     for name in ("00_a", "03_b", "10_c"):
         write(place / "notebooks", name, "1")
-    parameters, marks = runner._asked(asked("--only", "10, 3", "--dataset", "folder:."))
+    parameters, marks = runner.plan(asked("--only", "10, 3", "--dataset", "folder:."))
     assert [path.stem for path in marks] == ["03_b", "10_c"]
     assert parameters["dataset"] == f"folder:{place / 'elsewhere'}"
 

@@ -213,7 +213,7 @@ def save_rows(table: pd.DataFrame, name: str, folder: str = "tables") -> None:
 
     What each run measures anew, the columns `MEASURED`, goes with the whole table to `machine/`, which git ignores.
     """
-    lasting = table.drop(columns=MEASURED, errors="ignore")
+    lasting = table.drop(columns=[*MEASURED], errors="ignore")
     write_csv(lasting, figures_dir() / folder / f"{name}.csv")
     if len(lasting.columns) < len(table.columns):
         write_csv(table, figures_dir() / "machine" / f"{name}.csv")
