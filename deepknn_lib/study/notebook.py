@@ -68,12 +68,13 @@ def group_of(dataset: str) -> str:
     return "lesion" if named else index.unit or "image"
 
 
-def reworded(text: str, dataset: str) -> str:
+def reworded(text: str, dataset: str = "") -> str:
     """A text of the notebooks, which say lesion, in the words of a set; and a folder's name in place of its path.
 
-    Code between backticks is kept, and so is a piece of a paragraph, from code to code, that speaks of Skin-7.
+    Code between backticks is kept, and so is a piece of a paragraph, from code to code, that speaks of Skin-7. The set
+    is that of the notebook that runs, if none is named.
     """
-    group = group_of(dataset)
+    group = group_of(dataset := dataset or _session.dataset)
     split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
     words = {
         "by lesion or patient": split,
@@ -95,10 +96,6 @@ def reworded(text: str, dataset: str) -> str:
     return "".join(pieces)
 
 
-def _worded(text: str) -> str:
-    return reworded(text, _session.dataset)
-
-
 def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: str, of: str = "") -> None:
     """Write `<name>.png` and `.pdf` to the figures folder, close the figure, and show it with its caption.
 
@@ -113,8 +110,8 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
         told += ", smoke profile: no result" * (_session.profile == "smoke")
         figure.text(1, 0, told, ha="right", va="top", fontsize=7, color="0.5")
     for text in figure.findobj(plt.Text):
-        text.set_text(_worded(text.get_text()))
-    title, caption, alt = map(_worded, (title, caption, alt))
+        text.set_text(reworded(text.get_text()))
+    title, caption, alt = map(reworded, (title, caption, alt))
     path = figures_dir() / f"{name}.png"
     small = _save_png(figure, path, {"Title": title, "Description": caption, "Comment": alt})
     with whole_file(path.with_suffix(".pdf")) as target:
@@ -145,13 +142,13 @@ def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", 
     text = f"**{caption}**\n\n{results.markdown(table if shown is None else shown)}\n"
     results.save_rows(table, name, folder)
     with whole_file(figures_dir() / folder / f"{name}.md") as target:
-        target.write_text(_worded(text), encoding="utf-8")
+        target.write_text(reworded(text), encoding="utf-8")
     show_text(text)
 
 
 def show_text(markdown: str) -> None:
     """Show sentences that were computed."""
-    display(Markdown(_worded(markdown)))
+    display(Markdown(reworded(markdown)))
 
 
 def answer(sentences: str, of: str = "") -> None:
