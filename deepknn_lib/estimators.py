@@ -169,10 +169,7 @@ class NCAClassifier(KNNClassifier):
         return {"mean": mean, "components": linear @ axes}
 
     def _principal_axes(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean (D,) and PCA's axes (n_components, D), in the unit in which LMNN's margin is 1.
-
-        It is the median distance, among those above 0, to the nearest row of the class.
-        """
+        """Mean and axes of PCA, so scaled that the median distance to the nearest row of the class is LMNN's margin."""
         size = min(self.n_components or inputs.shape[1], *inputs.shape)
         pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
         mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
