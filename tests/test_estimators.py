@@ -112,9 +112,8 @@ def test_errors_say_what_is_wrong(name, changes, told):
 
 def test_shares_neighbours_and_names_are_those_of_scikit_learns_own_vote(drowned):
     vectors, names, others, truth = drowned
-    learnt, rival = (
-        kind(n_neighbors=5).fit(vectors, names) for kind in (ESTIMATORS["knn"], KNeighborsClassifier)
-    )
+    kinds = ESTIMATORS["knn"], KNeighborsClassifier
+    learnt, rival = (kind(n_neighbors=5).fit(vectors, names) for kind in kinds)
     shares = learnt.predict_proba(others)
     assert np.allclose(shares, rival.predict_proba(others), atol=1e-6)
     assert np.array_equal(learnt.classes_[shares.argmax(1)], learnt.predict(others))

@@ -9,7 +9,7 @@ from deepknn_lib import metrics
 from deepknn_lib.criteria import LOSSES, TRIPLETS
 from deepknn_lib.storage import figures_dir, repository, write_csv
 from deepknn_lib.study.experiments import Result
-from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
+from deepknn_lib.study.runs import METHODS, SOFTMAX
 
 SCORES = {"acc": "Acc", "mcr": "MCR", "rs": "RS"}
 MEASURED = ("seconds", "eval_seconds", "device", "versions", "commit")  # another number or word in every run
@@ -32,8 +32,12 @@ def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.
 
 
 def _rows(result: Result, votes: tuple[int, ...]) -> Iterator[dict]:
-    run, record = result.run, result.record
-    about = {name: getattr(run, name) for name in KEYS} | _settings(run.trained)
+    run, trained, record = result.run, result.run.trained, result.record
+    loss = METHODS[trained.method].loss
+    about = {name: getattr(run, name) for name in KEYS}
+    about |= {name: getattr(trained, name) if loss in losses else None for name, losses in _READ_BY.items()}
+    if trained.soft:
+        about["margin"] = None
     sizes = {f"n_{part}": len(result.arrays[f"{part}_labels"]) for part in ("train", "test")}
     origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
     for k_predict in votes or METHODS[run.method].votes:
@@ -41,12 +45,6 @@ def _rows(result: Result, votes: tuple[int, ...]) -> Iterator[dict]:
         if len(record["class_names"]) > 10:  # A recall for each would be too many columns.
             scores = {name: scores[name] for name in SCORES}
         yield about | {"k_predict": k_predict, "evaluate_on": run.evaluate_on} | sizes | scores | origin
-
-
-def _settings(run: Run) -> dict:
-    read = [name for name, losses in _READ_BY.items() if METHODS[run.method].loss in losses]
-    settings = {name: getattr(run, name) if name in read else None for name in SETTINGS}
-    return settings | ({"margin": None} if run.soft else {})
 
 
 def history_table(results: Iterable[Result]) -> pd.DataFrame:
