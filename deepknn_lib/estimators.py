@@ -4,9 +4,9 @@ Each learns a space from the training vectors X (N, D) and their labels y (N,), 
 vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 """
 
-import inspect
 import warnings
 from dataclasses import dataclass, fields, make_dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeatures
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NeighborhoodComponentsAnalysis
-from sklearn.utils import check_random_state, resample
+from sklearn.utils import check_random_state, check_scalar, resample
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
@@ -58,10 +58,11 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     def fit(self, X, y, on_epoch=None):
         """Learn the space: ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
 
+        TypeError if a parameter is no number or word as it should be.
         `history_` then holds the rows of `training.fit`, each given to `on_epoch` too, and `state_` what was learnt:
         nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
-        self._checked_params()
+        self._params()
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -109,19 +110,15 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         votes.scatter_add_(1, winners, votes.new_full(winners.shape, 1e-6))
         return (votes / votes.sum(1, keepdim=True)).numpy()
 
-    def _checked_params(self) -> dict:
-        """The parameters, NumPy's numbers as Python's; ValueError for one of the wrong type, or too small."""
+    def _params(self) -> dict:
+        """The parameters, NumPy's numbers as Python's, checked against the types of their fields and `_least`."""
         params = {}
         for field in fields(self):
             value = getattr(self, field.name)
             value = value.item() if isinstance(value, np.generic) else value
-            kinds = float | int if field.type is float else field.type
-            small = isinstance(value, float | int) and not value >= self._least.get(field.name, -np.inf)
-            if small or not isinstance(value, kinds):
-                told = inspect.formatannotation(kinds)
-                told += f" of at least {self._least[field.name]}" if field.name in self._least else ""
-                raise ValueError(f"{field.name} of {type(self).__name__} must be {told}, got {value!r}")
-            params[field.name] = value
+            kinds = (float, int) if field.type is float else get_args(field.type) or field.type
+            least = None if value is None else self._least.get(field.name)
+            params[field.name] = check_scalar(value, field.name, kinds, min_val=least)
         return params
 
     def _queries(self, X) -> Tensor:
@@ -219,8 +216,7 @@ class LMNNClassifier(NCAClassifier):
     _least = NCAClassifier._least | {"k": 1}
 
     def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-        if not 0 < self.mu < 1:
-            raise ValueError(f"mu must lie between 0 and 1, got {self.mu}")
+        check_scalar(self.mu, "mu", object, min_val=0, max_val=1, include_boundaries="neither")
         near = whole_set_neighbors(inputs, labels, int(self.k), 1)
         linear = torch.eye(inputs.shape[1], requires_grad=True)
         limits = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter, "tolerance_change": self.tol}
@@ -257,7 +253,7 @@ class DeepKNNClassifier(KNNClassifier, _Settings):
     _loss = "deep-knn"
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
-        params = self._checked_params()
+        params = self._params()
         seed = params["random_state"]
         if not isinstance(seed, int):
             seed = check_random_state(seed).randint(2**31)

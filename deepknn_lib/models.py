@@ -96,10 +96,9 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     backbone's ImageNet weights. ValueError for a backbone that there is not.
     """
     if name != "mlp" and name not in SMALL_BACKBONES and not timm.is_model(name):
-        close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
-        told = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
+        meant = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
         ours = ", ".join(SMALL_BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}; use {ours} or a name of timm ({told})")
+        raise ValueError(f"unknown backbone {name!r}; use {ours} or one of timm.list_models(), as {meant}")
     if not timm.is_model(name):
         return _PIXELS
     known = timm.list_pretrained(f"{name}.*")

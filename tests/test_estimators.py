@@ -90,23 +90,23 @@ def test_from_run_takes_the_settings_of_the_run():
 
 
 @pytest.mark.parametrize("name, changes, told", [
-    ("knn", {"n_neighbors": 0}, "n_neighbors of KNNClassifier must be int of at least 1, got 0"),
+    ("knn", {"n_neighbors": 0}, "n_neighbors == 0, must be >= 1"),
     ("knn", {"n_neighbors": 31}, "n_neighbors is 31, but X has only 30 rows"),
-    ("knn", {"n_neighbors": 2.5}, "must be int .*got 2.5"),
-    ("mlp-ce", {"n_neighbors": -1}, "at least 0, got -1"),
-    ("nca", {"n_components": -1}, "n_components of NCAClassifier must be int | None of at least 1, got -1"),
-    ("nca", {"tol": -1.0}, "tol .*at least 0"),
-    ("nca", {"random_state": "x"}, "random_state .*RandomState.*got 'x'"),
-    ("lmnn", {"max_samples": -1}, "max_samples .*at least 1"),
-    ("lmnn", {"mu": 1.0}, "mu must lie between 0 and 1, got 1.0"),
-    ("lmnn", {"k": 0}, "k of LMNNClassifier .*at least 1"),
+    ("knn", {"n_neighbors": 2.5}, "n_neighbors must be an instance of int"),
+    ("mlp-ce", {"n_neighbors": -1}, "n_neighbors == -1, must be >= 0"),
+    ("nca", {"n_components": -1}, "n_components == -1"),
+    ("nca", {"tol": -1.0}, "tol == -1.0, must be >= 0"),
+    ("nca", {"random_state": "x"}, "random_state must be an instance of .int.*RandomState"),
+    ("lmnn", {"max_samples": -1}, "max_samples == -1"),
+    ("lmnn", {"mu": 1.0}, "mu == 1.0, must be < 1"),
+    ("lmnn", {"k": 0}, "k == 0"),
     ("mlp-deep-knn", {"normalize": "yes"}, "unknown normalize"),
-    ("mlp-deep-knn", {"epochs": "many"}, "epochs of DeepKNNClassifier must be int, got 'many'"),
+    ("mlp-deep-knn", {"epochs": "many"}, "epochs must be an instance of int, not str"),
     ("mlp-deep-knn", {"epochs": 0}, "epochs must be at least 1"),
-    ("mlp-triplet", {"soft": 3}, "soft .*must be bool"),
+    ("mlp-triplet", {"soft": 3}, "soft must be an instance of bool"),
 ])  # fmt: skip
 def test_errors_say_what_is_wrong(name, changes, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, TypeError), match=told):
         quick(name, **changes).fit(np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3)
 
 

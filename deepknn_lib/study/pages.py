@@ -10,8 +10,8 @@ from jinja2 import Template
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from nbconvert.preprocessors import TagRemovePreprocessor
 from PIL import Image
+from traitlets.config import Config
 
 from deepknn_lib.study.experiments import versions
 from deepknn_lib.study.notebook import SMOKE, reworded
@@ -28,10 +28,9 @@ def page(executed: nbformat.NotebookNode, source: Path, target: Path, dataset: s
         template_name="classic",
         template_file=str(Path(__file__).with_name("page.html")),
         filters={"markdown2html": lambda text: markdown(reworded(text, dataset))},
+        config=Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": {"hide-input"}}),
         log_level="ERROR",
     )
-    folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
-    exporter.register_preprocessor(folded, enabled=True)
     return exporter.from_notebook_node(executed, {"metadata": {"name": source.stem}})[0]
 
 
