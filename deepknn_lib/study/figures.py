@@ -74,22 +74,20 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
     rows = math.ceil(len(panels) / columns)
     size = 3.6 * columns + 0.5, 2.9 * rows + 0.4
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    look, methods = {"errorbar": ("pi", 100), "marker": "o", "markersize": 4, "markeredgewidth": 0}, {}
+    look = {"errorbar": ("pi", 100), "marker": "o", "markersize": 4, "markeredgewidth": 0, "legend": False}
+    methods = {}
     for axis, (title, history, column) in zip(axes.flat, panels, strict=False):
         drawn = history.dropna(subset=column)
         if len(drawn):
-            sns.lineplot(
-                drawn, x="epoch", y=column, hue="method", palette=COLORS, legend=False, ax=axis, **look
-            )
+            sns.lineplot(drawn, x="epoch", y=column, hue="method", palette=COLORS, ax=axis, **look)
         methods |= dict.fromkeys(drawn["method"])
         axis.set(title=title, xlabel="epoch", ylabel=_MEASURES.get(column, column.replace("_", " ")))
         axis.grid(axis="y", color="0.9")
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    looks = {
-        method_title(m, SOFTMAX): {"color": COLORS[m], "marker": "o", "ms": 4, "lw": 1.8} for m in methods
-    }
+    line = {"marker": "o", "ms": 4, "lw": 1.8}
+    looks = {method_title(method, SOFTMAX): line | {"color": COLORS[method]} for method in methods}
     _legend(figure, looks, 2 if len(looks) == 4 else min(len(looks), 3))
     return figure
 
@@ -127,9 +125,7 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     axes[0].set_yticks(range(len(labels)), [label.replace("K_p", "$K_p$") for label in labels], fontsize=7)
     ours = {"lw": 2.2, "marker": "o", "ms": 3.5}
     looks = {SPLITS[split]: look | ours for split, look in _OF_SPLIT.items()}
-    looks |= {
-        "the paper's (ResNet-50, by image)": of_paper | {"lw": 0},
-        "not counted": ours | {"color": "0.8"},
-    }
+    looks["the paper's (ResNet-50, by image)"] = of_paper | {"lw": 0}
+    looks["not counted"] = ours | {"color": "0.8"}
     _legend(figure, looks, 4)
     return figure

@@ -76,12 +76,8 @@ def reworded(text: str, dataset: str = "") -> str:
     """
     group = group_of(dataset := dataset or _session.dataset)
     split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
-    words = {
-        "by lesion or patient": split,
-        "by lesion": split,
-        "a lesion": f"{article} {group}",
-        "lesion": group,
-    }
+    words = {"by lesion or patient": split, "by lesion": split}
+    words |= {"a lesion": f"{article} {group}", "lesion": group}
 
     def own(found: re.Match) -> str:
         word = words[found[0].lower()]
