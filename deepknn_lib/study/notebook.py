@@ -25,11 +25,9 @@ from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
 # What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
-# and `own` says whether the data set is a folder of the reader's.
+# and `own` says whether the data set is a folder of the reader's. `start` fills in that of the notebook that runs.
 Session = namedtuple("Session", "profile dataset seeds device figures own")
-_session = Session(
-    "demo", "lesions", (), "cpu", figures_dir(), False
-)  # of the notebook that runs: see `start`
+_session = Session("demo", "lesions", (), "cpu", figures_dir(), own=False)
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
 
 
@@ -74,7 +72,8 @@ def reworded(text: str, dataset: str = "") -> str:
     Code between backticks is kept, and so is a piece of a paragraph, from code to code, that speaks of Skin-7. The set
     is that of the notebook that runs, if none is named.
     """
-    group = group_of(dataset := dataset or _session.dataset)
+    dataset = dataset or _session.dataset
+    group = group_of(dataset)
     split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
     words = {"by lesion or patient": split, "by lesion": split}
     words |= {"a lesion": f"{article} {group}", "lesion": group}

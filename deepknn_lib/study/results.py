@@ -145,8 +145,8 @@ def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, lev
     for result in (*first, *second):
         if result.run.dataset != head.run.dataset or not np.array_equal(result.arrays["test_ids"], ids):
             raise ValueError(f"not the same test images: {head.run.label} and {result.run.label}")
-    right = ([r.predict(k) == labels for r in of] for of, k in ((first, k_first), (second, k_second)))
-    gain = np.subtract(*right, dtype=float)
+    right = np.array([result.predict(k_first) == labels for result in first], dtype=float)
+    gain = right - np.array([result.predict(k_second) == labels for result in second], dtype=float)
     draws = _draws(head, gain, draws=4000)  # At 99.5 %, ten draws lie beyond each end.
     mean = pd.Series(gain.mean(axis=0))
     recalls = mean.groupby(labels).mean()
