@@ -94,12 +94,13 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     ImageNet's mean and std and bilinear where timm knows nothing of it. A file or tag of one's own counts as the
     backbone's ImageNet weights. ValueError for a backbone that there is not.
     """
-    if name != "mlp" and name not in SMALL_BACKBONES and not timm.is_model(name):
-        meant = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
-        ours = ", ".join(SMALL_BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}; use {ours} or one of timm.list_models(), as {meant}")
-    if not timm.is_model(name):
+    if name == "mlp" or name in SMALL_BACKBONES:
         return _PIXELS
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+        ours = ", ".join(SMALL_BACKBONES)
+        raise ValueError(f"unknown backbone {name!r}; use {ours} or one of timm.list_models(){meant}")
     known = timm.list_pretrained(f"{name}.*")
     tagged = [one for one in (f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}") if one in known]
     config = timm.get_pretrained_cfg([*tagged, name][0])
