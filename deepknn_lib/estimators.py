@@ -56,9 +56,8 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     _least = {"n_neighbors": 1}  # the least value of each parameter that has one
 
     def fit(self, X, y, on_epoch=None):
-        """Learn the space: ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
+        """Learn the space: ValueError if X or y does not fit or y has one class; or TypeError for a wrong parameter.
 
-        TypeError if a parameter is no number or word as it should be.
         `history_` then holds the rows of `training.fit`, each given to `on_epoch` too, and `state_` what was learnt:
         nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
@@ -95,7 +94,7 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def predict(self, X) -> np.ndarray:
         """The class that most of the K_p nearest training rows have: (N,); of tied classes that of the nearest row."""
-        best = self.predict_proba(X).argmax(1)
+        best = self.predict_proba(X).argmax(1)  # It checks first that there are classes.
         return self.classes_[best]
 
     def predict_proba(self, X) -> np.ndarray:
