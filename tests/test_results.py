@@ -12,15 +12,13 @@ from deepknn_lib.study import results as tables
 from deepknn_lib.study.runs import SOFTMAX
 
 ALL = "epochs batch_size sampling k m margin soft class_power search_every lr warmup lr_decay_every precision"
-UNUSED = {
-    "knn": ALL,
-    "lmnn": ALL,
-    "deep-knn": "soft class_power",
-    "weighted-ce": "k m margin soft search_every",
-}
-UNUSED |= {"triplet": "k m class_power search_every", "triplet-ft": "k m margin class_power search_every"}
-UNUSED |= {"supcon": "k m margin soft class_power search_every"}
-OTHERS = {"knn": {}, "lmnn": {}, "supcon": {}, "triplet-ft": {"soft": True}}  # A soft margin has none.
+UNREAD = {
+    "knn": ALL, "lmnn": ALL,
+    "deep-knn": "soft class_power", "weighted-ce": "k m margin soft search_every",
+    "triplet": "k m class_power search_every", "supcon": "k m margin soft class_power search_every",
+    "triplet-ft": "k m margin class_power search_every",  # with a soft margin, which has none
+}  # fmt: skip
+OTHERS = {"knn": {}, "lmnn": {}, "supcon": {}, "triplet-ft": {"soft": True}}
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +39,17 @@ def test_rows_have_the_columns_of_the_committed_ones_and_empty_cells_for_setting
     others = [result(method, **changes) for method, changes in OTHERS.items()]
     rows = tables.results_table([*results, *others])
     empty = rows.isna().groupby(rows["method"]).any()[[*tables.SETTINGS]]
-    assert {method: " ".join(empty.columns[of]) for method, of in empty.iterrows()} == UNUSED
+    assert {method: " ".join(empty.columns[of]) for method, of in empty.iterrows()} == UNREAD
 
 
 def test_history_is_that_of_trained_runs(results):
     rows = tables.history_table([*results, result("knn")])
     assert len(rows) == 6 * 16 and set(rows["method"]) == {"deep-knn", "weighted-ce", "triplet"}
-    assert tables.select(results, method="triplet", seed=1)[0] is results[5]
 
 
 def test_a_summary_holds_mean_sd_and_an_interval_around_them(results):
     table, rows = tables.summary(results), tables.results_table(results)
-    own = rows[(rows["method"] == "weighted-ce")]
-    row = table[table["method"] == "weighted-ce"].iloc[0]
+    own, row = rows[rows["method"] == "weighted-ce"], table[table["method"] == "weighted-ce"].iloc[0]
     assert row["mcr"] == pytest.approx(own["mcr"].mean()) and row["mcr_sd"] == pytest.approx(own["mcr"].std())
     assert row["seeds"] == 2 and row["acc_low"] < row["acc"] < row["acc_high"]
     shown = tables.readable(table.assign(collapsed=[1, 0, 0, 0, 0]))
@@ -61,16 +57,14 @@ def test_a_summary_holds_mean_sd_and_an_interval_around_them(results):
     assert shown["method"].tolist()[::2][:2] == ["deep kNN, K_p = 1 (collapsed)", "weighted cross-entropy"]
     mcr = "{mcr:.1f} ± {mcr_sd:.1f} [{mcr_low:.1f}, {mcr_high:.1f}]"
     assert shown.loc[2, "MCR"] == mcr.format(**row)
-    assert tables.with_sd(pd.DataFrame({"acc": [70.05], "acc_sd": [np.nan]}), "acc") == [
-        "70.0"
-    ]  # a single seed
+    single = pd.DataFrame({"acc": [70.05], "acc_sd": [np.nan]})
+    assert tables.with_sd(single, "acc") == ["70.0"]
 
 
 @pytest.mark.parametrize("share, ends", [(0.0, (0, 11.57)), (1.0, (88.43, 100))])
 def test_a_recall_of_0_or_100_per_cent_has_the_exact_interval_of_its_30_lesions(share, ends):
-    row = tables.summary([result("deep-knn", seed, quality=(0.9, 0.9, share * 1.5)) for seed in (0, 1)]).iloc[
-        0
-    ]
+    seeds = [result("deep-knn", seed, quality=(0.9, 0.9, share * 1.5)) for seed in (0, 1)]
+    row = tables.summary(seeds).iloc[0]
     assert row["rs"] == 100 * share and tuple(row[["rs_low", "rs_high"]]) == pytest.approx(ends, abs=0.01)
 
 
@@ -138,12 +132,7 @@ def test_differences_to_read_have_a_star_where_the_interval_excludes_0():
 def test_a_table_is_written_as_csv_and_markdown():
     table = pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]})
     assert tables.markdown(table).splitlines()[1:] == ["| --- | ---: | ---: |", "| x\\|y | 1.2 | – |"]
-    names = [
-        "<img src=x onerror=alert(1)>",
-        '=HYPERLINK("x")',
-        "-ve",
-        "-1.5 [-2, -1]",
-    ]  # classes, and an interval
+    names = ["<img src=x onerror=alert(1)>", '=HYPERLINK("x")', "-ve", "-1.5 [-2, -1]"]
     table = pd.DataFrame({"n": 1.25, "class": names})
     assert "<" not in tables.markdown(table)
     tables.save_rows(table, "t")

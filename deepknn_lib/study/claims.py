@@ -21,8 +21,9 @@ LEVEL = 1 - 0.05 / len(CLAIMS)  # Bonferroni over the claims. Within a claim, al
 NUMBERS = ["value", "low", "high", "low_95", "high_95"]
 COLUMNS = ["claim", "dataset", "split", "setting", "comparison", "measure", *NUMBERS, "side", "bound"]
 COLUMNS += ["seeds", "test_images", "alive", "dead"]
-_PLACE = ["dataset", "split", "fold", "setting"]
+_IMAGES = ["dataset", "split", "fold"]
 _SIDES = ["result", "result_rival"]
+_TWO_LOSSES = ("C2", "C5", "C10")  # claims on deep kNN and triplet
 
 
 def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> pd.DataFrame:
@@ -35,20 +36,18 @@ def evidence(results: Iterable[Result], *, variants: Iterable[Result] = ()) -> p
     are in points; `epochs ratio` is a geometric mean; `ratio, train` and `ratio, test` are triplet's minus deep kNN's
     `metrics.compactness`. `dead` names the methods that did not learn.
     """
-    runs, rows = _table(results), [pd.DataFrame(columns=COLUMNS)]
-    varied = _matched(_table(variants), runs[runs["method"] == "deep-knn"], [*_PLACE, "alike"], "m:1")
-    names = varied["k_m"] + " − " + varied["k_m_rival"]
-    varied = varied.assign(comparison=names, place=varied["setting"]).query("k_m != k_m_rival")
+    runs, varied = _table(results), _table(variants)
+    varied = _matched(varied, runs[runs["method"] == "deep-knn"], [*_IMAGES, "setting", "alike"], "m:1")
+    varied = varied[varied["k_m"] != varied["k_m_rival"]]
     rule = paper("comparisons").merge(paper("bounds"), on="needed")
+    groups = rule.groupby(["claim", "comparison"], sort=False)
+    asked = [(needed, _pairs(needed.iloc[0], runs, varied)) for _, needed in groups]
     robust = rule[rule["claim"] == "C9"].drop_duplicates("measure").assign(k_method=5)
-    rule = pd.concat([rule, *(robust.assign(comparison=name) for name in varied["comparison"].unique())])
-    for claim in CLAIMS:
-        for name, needed in rule[rule["claim"] == claim].groupby("comparison", sort=False):
-            tried = varied[varied["comparison"] == name]
-            pairs = tried if len(tried) else _pairs(needed.iloc[0], runs, varied)
-            groups = pairs.groupby(["dataset", "split", "place"], sort=False)
-            rows += [_rows(needed, part, claim) for _, part in groups]
-    return pd.concat(rows[1:] or rows, ignore_index=True)[COLUMNS]
+    for names, pairs in varied.groupby(["k_m", "k_m_rival"], sort=False):
+        asked.append((robust.assign(comparison=" − ".join(names)), pairs))
+    asked.sort(key=lambda one: CLAIMS.index(one[0]["claim"].iloc[0]))
+    rows = [_rows(needed, group) for needed, pairs in asked for group in _groups(needed, pairs)]
+    return pd.concat(rows or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)[COLUMNS]
 
 
 def setting(run: Run) -> str:
@@ -66,7 +65,7 @@ def _table(results: Iterable[Result]) -> pd.DataFrame:
         alike = replace(run, **one, k=5, m=5, base=run.base and replace(run.base, **one))
         keys = [run.dataset, run.split, run.fold, setting(run), run.method, run.seed]
         rows.append([*keys, alike, f"K = {run.k}, M = {run.m}", result])
-    return pd.DataFrame(rows, columns=[*_PLACE, "method", "seed", "alike", "k_m", "result"])
+    return pd.DataFrame(rows, columns=[*_IMAGES, "setting", "method", "seed", "alike", "k_m", "result"])
 
 
 def _matched(ours: pd.DataFrame, rival: pd.DataFrame, on: list[str], kind: str = "1:1") -> pd.DataFrame:
@@ -75,59 +74,80 @@ def _matched(ours: pd.DataFrame, rival: pd.DataFrame, on: list[str], kind: str =
 
 
 def _pairs(needed: pd.Series, runs: pd.DataFrame, varied: pd.DataFrame) -> pd.DataFrame:
-    """The runs that a comparison takes, side by side; those of one `place` (a setting, mostly) are judged together."""
-    of, claim = {method: runs[runs["method"] == method] for method in METHODS}, needed["claim"]
-    pairs = _matched(of[needed["method"]], of[needed["rival"]], _PLACE)
-    if claim == "C9":
-        pairs = pairs.merge(varied[_PLACE].drop_duplicates())
-    if claim == "C1":  # Deep kNN on the main backbone, which has most runs, against each pretrained one.
-        scratch = runs["setting"].str.contains("from scratch")
-        deep, knn = (runs[~scratch & (runs["method"] == method)] for method in ("deep-knn", "knn"))
-        sizes = deep.groupby(_PLACE[:3])["setting"]
-        main = sizes.transform(lambda names: names.value_counts(sort=False).idxmax())
-        pairs = _matched(deep[deep["setting"] == main], knn, _PLACE[:3], "1:m")
-        both = zip(pairs["setting"], pairs["setting_rival"], strict=True)
-        pairs["setting"] = [own if own.startswith(other) else f"{own} against {other}" for own, other in both]
-    if claim in ("C2", "C5", "C10"):  # The two losses from the same weights, and after cross-entropy.
-        later = _matched(of["deep-knn-ft"], of["triplet-ft"], _PLACE)
+    """The runs that a comparison takes, each beside its rival's."""
+    if needed["claim"] == "C1":
+        return _beside_pretrained(runs)
+    of, place = {method: runs[runs["method"] == method] for method in METHODS}, [*_IMAGES, "setting"]
+    pairs = _matched(of[needed["method"]], of[needed["rival"]], place)
+    if needed["claim"] in _TWO_LOSSES:  # They are compared from the same weights, and after cross-entropy.
+        later = _matched(of["deep-knn-ft"], of["triplet-ft"], place)
         later["setting"] += ", from the cross-entropy network"
-        pairs = pd.concat([pairs, later])
-    if claim != "C5":
-        return pairs.assign(place=pairs["setting"])
-    # C5 has one number a run. Settings in which both methods learnt are pooled.
-    dead = ~pairs[_SIDES].map(lambda result: result.learnt).all(axis=1)
-    dead = dead.groupby([pairs[name] for name in ("dataset", "split", "setting")]).transform("any")
-    return pairs.assign(place=pairs["setting"].where(dead, ""))
+        return pd.concat([pairs, later], ignore_index=True)
+    if needed["claim"] == "C9":
+        return pairs.merge(varied[place].drop_duplicates())
+    return pairs
 
 
-def _rows(needed: pd.DataFrame, pairs: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """The rows of evidence, one a measure, from the runs of two methods in one place."""
+def _beside_pretrained(runs: pd.DataFrame) -> pd.DataFrame:
+    """C1: deep kNN on the main backbone, which has most runs, beside kNN on each pretrained one."""
+    pretrained = runs[~runs["setting"].str.contains("from scratch")]
+    deep, knn = (pretrained[pretrained["method"] == method] for method in ("deep-knn", "knn"))
+    settings = deep.groupby(_IMAGES)["setting"]
+    main = settings.transform(lambda names: names.value_counts(sort=False).idxmax())
+    pairs = _matched(deep[deep["setting"] == main], knn, _IMAGES, "1:m")
+    both = zip(pairs["setting"], pairs["setting_rival"], strict=True)
+    names = [own if own.startswith(other) else f"{own} against {other}" for own, other in both]
+    return pairs.assign(setting=names)
+
+
+def _groups(needed: pd.DataFrame, pairs: pd.DataFrame) -> list[pd.DataFrame]:
+    """The pairs that are judged together: those of a setting, and for C5 those of all in which every run learnt."""
+    place = pairs["setting"]
+    if needed["claim"].iloc[0] == "C5":  # It has one number a run.
+        learnt = pairs[_SIDES].map(lambda result: result.learnt).all(axis=1)
+        place = place.mask(learnt.groupby([pairs["dataset"], pairs["split"], place]).transform("all"), "")
+    return [group for _, group in pairs.groupby(["dataset", "split", place], sort=False)]
+
+
+def _rows(needed: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of evidence, one a measure, from pairs that are judged together."""
     ours, rival = ([*pairs[side]] for side in _SIDES)
-    run, where, numbers = ours[0].run, "; ".join(pairs["setting"].unique()), {}
-    sides = (f"{run.method} itself", ours), (rival[0].run.method, rival)
-    dead = [name for name, side in sides if not all(result.learnt for result in side)]
+    run, claim = ours[0].run, needed["claim"].iloc[0]
+    measure = {"C5": _epochs, "C10": _ratios}.get(claim, _scores)
+    numbers, note = measure(needed.iloc[0], pairs)
+    sides = {f"{run.method} itself": ours, rival[0].run.method: rival}
+    dead = [name for name, side in sides.items() if not all(result.learnt for result in side)]
     if claim == "C9" and dead == ["deep-knn itself"]:
         # A K or M with which nothing is learnt counts against the claim.
-        where, dead = f"{where}, learnt nothing", []
-    if claim == "C5":
-        where, numbers["epochs ratio"] = _epochs(pairs)
-    elif claim == "C10":
-        for part in ("train", "test"):
-            names = f"{part}_features", f"{part}_labels"
-            arrays = pairs[_SIDES].map(lambda result, names=names: [result.arrays[name] for name in names])
-            ratios = arrays.map(lambda pair: metrics.compactness(*pair)["ratio"])
-            numbers[f"ratio, {part}"] = over_runs(ratios["result_rival"] - ratios["result"])
-    else:
-        votes = needed[["k_method", "k_rival"]].iloc[0].astype(int)
-        strict, usual = (paired(ours, rival, *votes, level).to_numpy() for level in (LEVEL, 0.95))
-        numbers = {row[0]: [*row[1:], *more[2:]] for row, more in zip(strict, usual, strict=True)}
+        note, dead = ", learnt nothing", []
+    about = {"dataset": run.dataset, "split": run.split, "seeds": len(ours)}
+    about |= {"setting": "; ".join(pairs["setting"].unique()) + note, "dead": " and ".join(dead)}
+    about |= {"test_images": len(ours[0].arrays["test_labels"]), "alive": not dead}
     numbers = pd.DataFrame.from_dict(numbers, "index", columns=NUMBERS)
-    about = {"dataset": run.dataset, "split": run.split, "setting": where, "seeds": len(ours)}
-    about["test_images"] = len(ours[0].arrays["test_labels"])
-    return needed.join(numbers, on="measure").assign(**about, alive=not dead, dead=" and ".join(dead))
+    return needed.join(numbers, on="measure").assign(**about)
 
 
-def _epochs(pairs: pd.DataFrame) -> tuple[str, np.ndarray]:
+def _scores(needed: pd.Series, pairs: pd.DataFrame) -> tuple[dict, str]:
+    """`NUMBERS` of the difference in each score, in points; like the two measures below with a note on the setting."""
+    ours, rival = ([*pairs[side]] for side in _SIDES)
+    votes = needed[["k_method", "k_rival"]].astype(int)
+    strict, usual = (paired(ours, rival, *votes, level).set_index("score") for level in (LEVEL, 0.95))
+    both = strict.join(usual[["low", "high"]], rsuffix="_95")
+    return {score: [*numbers] for score, *numbers in both.itertuples()}, ""
+
+
+def _ratios(_: pd.Series, pairs: pd.DataFrame) -> tuple[dict, str]:
+    """C10: how much less compact triplet's classes are, in each part."""
+    numbers = {}
+    for part in ("train", "test"):
+        names = f"{part}_features", f"{part}_labels"
+        arrays = pairs[_SIDES].map(lambda result, names=names: [result.arrays[name] for name in names])
+        ratios = arrays.map(lambda pair: metrics.compactness(*pair)["ratio"])
+        numbers[f"ratio, {part}"] = over_runs(ratios["result_rival"] - ratios["result"])
+    return numbers, ""
+
+
+def _epochs(_: pd.Series, pairs: pd.DataFrame) -> tuple[dict, str]:
     """C5: ratio of the epochs to the highest multiple of 5 % that all deep kNN runs of a setting reach.
 
     For a rival that never reaches it, the ratio is the most it can be, so that `low` is 0.
@@ -136,11 +156,13 @@ def _epochs(pairs: pd.DataFrame) -> tuple[str, np.ndarray]:
     best = histories["result"].map(lambda history: max(row["train_acc"] for row in history))
     goals = (best.groupby(pairs["setting"]).transform("min") // 5 * 5).astype(int)
     first, last = (np.array([*map(metrics.epochs_to_accuracy, histories[side], goals)]) for side in _SIDES)
+    numbers = np.exp(over_runs(np.log(first / last)))
     levels = goals.groupby(pairs["setting"], sort=False).first()
-    never = sum(last > histories["result_rival"].map(len))
-    where = f"{'; '.join(levels.index)}, to {', '.join(map(str, levels))} %"
-    where += f", never by {never} of {len(last)} triplet runs: last epoch + 1" * bool(never)
-    return where, np.exp(over_runs(np.log(first / last))) * [1, not never, 1, not never, 1]
+    note = f", to {', '.join(map(str, levels))} %"
+    if never := sum(last > histories["result_rival"].map(len)):
+        numbers[[NUMBERS.index("low"), NUMBERS.index("low_95")]] = 0
+        note += f", never by {never} of {len(last)} triplet runs: last epoch + 1"
+    return {"epochs ratio": numbers}, note
 
 
 def over_runs(values: np.ndarray) -> np.ndarray:
@@ -161,10 +183,10 @@ def comparisons(evidence: pd.DataFrame) -> pd.DataFrame:
     interval of 95 %: `yes`, `no`, or empty.
     """
     rows = evidence.merge(paper("differences"), "left")
-    dead, few = rows["dead"].fillna(""), rows["seeds"] < 3 - rows["measure"].isin(SCORES.values())
-    one_or_two = rows["seeds"].map({1: "a single seed", 2: "two runs"})
-    reasons = [dead + " learnt nothing", one_or_two, "no interval"]
-    rows["aside"] = np.select([dead != "", few, rows["low"].isna()], reasons, "")
+    dead, enough = rows["dead"].fillna(""), np.where(rows["measure"].isin(SCORES.values()), 2, 3)
+    few = rows["seeds"].map({1: "a single seed", 2: "two runs"})
+    reasons = [dead + " learnt nothing", few, "no interval"]
+    rows["aside"] = np.select([dead != "", rows["seeds"] < enough, rows["low"].isna()], reasons, "")
     ends = rows[["low", "high"]].sub(rows["bound"], axis=0).mul(np.where(rows["side"] == ">", 1, -1), axis=0)
     rows["margin"] = ends.min(axis=1)
     told = [rows["aside"] != "", rows["margin"] > 0, ends.max(axis=1) < 0]
@@ -181,34 +203,43 @@ def verdicts(evidence: pd.DataFrame) -> pd.DataFrame:
     enough seeds and a rival that learnt, or the method that the claim is about did not learn. A setting whose rival
     did not learn is left out. `why` is one sentence with the counts.
     """
-    groups, found = comparisons(evidence).groupby(["dataset", "split"], sort=False), []
-    for place, here in groups:
-        for claim in CLAIMS:
-            rows, out = (here[(here["claim"] == claim) & (here["says"].eq("") == no)] for no in (False, True))
-            aside = ", ".join(dict.fromkeys(texts("{} ({})", out, "aside", "setting")))
-            aside = f"; left out: {aside}." if aside else "."
-            if missing := _missing(claim, rows) or "runs of the method that learnt" * (" itself" in aside):
-                found.append((claim, *place, "not tested", f"missing: {missing}{aside}"))
-                continue
-            hold, undecided, against = map([*rows["says"]].count, ("holds", "undecided", "contradicted"))
-            said = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; "
-            said += "the hardest: {comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], "
-            said += "needed {side} {bound:g}"
-            word = "contradicted" if against else "holds in part" if hold < len(rows) else "holds"
-            count = f" ({against or hold} of {len(rows)})" * (word != "holds")
-            word = word + count if against or hold else "undecided"
-            found.append((claim, *place, word, said.format(**rows.loc[rows["margin"].idxmin()]) + aside))
+    found = []
+    for place, rows in comparisons(evidence).groupby(["dataset", "split"], sort=False):
+        found += [(claim, *place, *_verdict(claim, rows[rows["claim"] == claim])) for claim in CLAIMS]
     return pd.DataFrame(found, columns=["claim", "dataset", "split", "verdict", "why"])
 
 
-def _missing(claim: str, rows: pd.DataFrame) -> str:
+def _verdict(claim: str, rows: pd.DataFrame) -> tuple[str, str]:
+    """The verdict and why, from judged comparisons of one data set and split."""
+    out, rows = rows[rows["says"] == ""], rows[rows["says"] != ""]
+    aside = ", ".join(dict.fromkeys(texts("{} ({})", out, "aside", "setting")))
+    end = f"; left out: {aside}." if aside else "."
+    missing = _missing(claim, rows)
+    if not missing and " itself" in aside:
+        missing = ["runs of the method that learnt"]
+    if missing:
+        return "not tested", f"missing: {', '.join(missing)}{end}"
+    hold, undecided, against = map([*rows["says"]].count, ("holds", "undecided", "contradicted"))
+    said = f"{hold} of {len(rows)} comparisons hold, {undecided} undecided, {against} contradicted; "
+    said += "the hardest: {comparison} ({setting}), {measure} {value:.3g} [{low:.3g}, {high:.3g}], "
+    said += "needed {side} {bound:g}"
+    why = said.format(**rows.loc[rows["margin"].idxmin()]) + end
+    if against:
+        return f"contradicted ({against} of {len(rows)})", why
+    if hold == len(rows):
+        return "holds", why
+    return f"holds in part ({hold} of {len(rows)})" if hold else "undecided", why
+
+
+def _missing(claim: str, rows: pd.DataFrame) -> list[str]:
     """What the best setting still lacks; empty when one setting has every comparison."""
     needed = texts("{}: {}", paper("comparisons").query("claim == @claim"), "comparison", "measure")
     had = [texts("{}: {}", part, "comparison", "measure") for _, part in rows.groupby("setting")] or [[]]
     missing = min(([one for one in needed if one not in of_setting] for of_setting in had), key=len)
     if not missing and claim == "C7" and rows["setting"].str.split(",").str[0].nunique() < 2:
-        missing = ["a second backbone"]  # The claim says "whatever the backbone".
+        return ["a second backbone"]  # The claim says "whatever the backbone".
     if not missing and claim == "C9":
-        varied = rows["comparison"].str.extract(r"^K = (\d+), M = (\d+) − K = (\d+), M = (\d+)$").dropna()
-        missing = [f"another {name}" for n, name in enumerate("KM") if (varied[n] == varied[n + 2]).all()]
-    return ", ".join(missing)
+        k_and_m = r"^K = (?P<K>\d+), M = (?P<M>\d+) − K = (?P<K_5>\d+), M = (?P<M_5>\d+)$"
+        varied = rows["comparison"].str.extract(k_and_m).dropna()
+        return [f"another {name}" for name in "KM" if (varied[name] == varied[f"{name}_5"]).all()]
+    return missing

@@ -1,6 +1,7 @@
 """Figures in one style: scores with intervals, curves by epoch, and every comparison of the claims."""
 
 import json
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from deepknn_lib.study.claims import comparisons
+from deepknn_lib.study.claims import CLAIMS, comparisons
 from deepknn_lib.study.results import SCORES, method_title
 from deepknn_lib.study.runs import SOFTMAX
 
@@ -16,7 +17,7 @@ from deepknn_lib.study.runs import SOFTMAX
 _STYLE = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
 COLORS = _STYLE["colors"]
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
-_SPLIT_COLORS = {"paper": "#d55e00", "grouped": "#0072b2"}
+_OF_SPLIT = {"paper": {"color": "#d55e00"}, "grouped": {"color": "#0072b2"}}
 _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active terms"}
 
 
@@ -35,26 +36,32 @@ def in_one_point(features: np.ndarray) -> bool:
     return bool(np.median(off) <= 1e-4 * np.abs(features).max())
 
 
+def _legend(figure: plt.Figure, looks: dict[str, dict], ncols: int) -> None:
+    """A legend below all panels: a name and its look, as of a line."""
+    lines = [plt.Line2D([], [], **look) for look in looks.values()]
+    figure.legend(lines, [*looks], loc="outside lower center", ncols=ncols)
+
+
 def comparison(table: pd.DataFrame) -> plt.Figure:
     """Scores of every method with their intervals: a panel a score, a marker a split. `table`: `results.summary`."""
     rows = list(dict.fromkeys(zip(table["method"], table["k_predict"], strict=True)))
-    splits, looks = list(table["split"].unique()), [{"marker": "o"}, {"marker": "s", "mfc": "white"}]
+    marks = [{"marker": "o", "lw": 1.8}, {"marker": "s", "mfc": "white", "lw": 1.8}]
+    looks = dict(zip(table["split"].unique(), marks, strict=False))
     figure, axes = plt.subplots(1, len(SCORES), figsize=(10.5, 0.42 * len(rows) + 1.5), sharey=True)
     titles = ("Accuracy", "Mean class recall", "Recall, smallest class")
     for axis, score, title in zip(axes, SCORES, titles, strict=True):
         for value in table.to_dict("records"):
-            number = splits.index(value["split"])
-            at = rows.index((value["method"], value["k_predict"])) + 0.22 * (number - (len(splits) - 1) / 2)
-            look = {"color": COLORS[value["method"]], "lw": 1.8}
-            axis.plot([value[f"{score}_low"], value[f"{score}_high"]], [at, at], **look)
-            axis.plot(value[score], at, ms=6, **look, **looks[number])
+            beside = [*looks].index(value["split"]) - (len(looks) - 1) / 2
+            at = rows.index((value["method"], value["k_predict"])) + 0.22 * beside
+            color = COLORS[value["method"]]
+            axis.plot([value[f"{score}_low"], value[f"{score}_high"]], [at, at], color=color, lw=1.8)
+            axis.plot(value[score], at, ms=6, color=color, **looks[value["split"]])
         axis.set(title=title, xlabel="per cent (right is better)")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")
     axes[0].invert_yaxis()
-    marks = [plt.Line2D([], [], color="0.3", lw=1.8, **look) for look in looks[: len(splits)]]
-    figure.legend(marks, [SPLITS[split] for split in splits], loc="outside lower center", ncols=len(splits))
+    _legend(figure, {SPLITS[split]: {"color": "0.3"} | look for split, look in looks.items()}, len(looks))
     return figure
 
 
@@ -64,10 +71,11 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
     Each panel is a title, rows of `results.history_table`, and the name of the column to draw.
     """
     columns = min(columns, len(panels))
-    rows, methods = -(-len(panels) // columns), {}
+    rows = math.ceil(len(panels) / columns)
     size = 3.6 * columns + 0.5, 2.9 * rows + 0.4
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     look = {"errorbar": ("pi", 100), "marker": "o", "markersize": 4, "markeredgewidth": 0, "legend": False}
+    methods = {}
     for axis, (title, history, column) in zip(axes.flat, panels, strict=False):
         drawn = history.dropna(subset=column)
         if len(drawn):
@@ -78,10 +86,9 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    lines = [plt.Line2D([], [], color=COLORS[m], marker="o", ms=4, lw=1.8) for m in methods]
-    names = [method_title(method, SOFTMAX) for method in methods]
-    ncols = 2 if len(lines) == 4 else min(len(lines), 3)
-    figure.legend(lines, names, loc="outside lower center", ncols=ncols)
+    line = {"marker": "o", "ms": 4, "lw": 1.8}
+    looks = {method_title(method, SOFTMAX): line | {"color": COLORS[method]} for method in methods}
+    _legend(figure, looks, 2 if len(looks) == 4 else min(len(looks), 3))
     return figure
 
 
@@ -94,31 +101,31 @@ def forest(evidence: pd.DataFrame) -> plt.Figure:
     rows = comparisons(evidence).query("measure in @SCORES.values()")
     place = rows["setting"].str.replace(r", [^,]+ weights|, from scratch|, \d+ (px|epochs)", "", regex=True)
     place = "  (" + rows["dataset"] + ", " + place.str.replace("the cross-entropy network", "CE") + ")"
-    rows["label"] = rows["claim"] + "  " + rows["comparison"] + rows["measure"].map({"RS": ", RS"}).fillna("")
-    rows["label"] += place
-    labels = sorted(rows["label"].unique(), key=lambda label: int(label.split()[0][1:]))
+    rows["label"] = rows["claim"] + "  " + rows["comparison"]
+    rows["label"] += rows["measure"].map({"RS": ", RS"}).fillna("") + place
+    in_order = rows.drop_duplicates("label")
+    in_order = in_order.sort_values("claim", key=lambda claims: claims.map(CLAIMS.index), kind="stable")
+    labels, first = [*in_order["label"]], np.flatnonzero(in_order["claim"] != in_order["claim"].shift())
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.2 * len(labels) + 1.6), sharey=True)
+    of_paper = {"color": "black", "mfc": "white", "marker": "D", "ms": 4}
     for row in rows.to_dict("records"):
         axis, line = axes[int(row["measure"] != "Acc")], labels.index(row["label"])
-        at = [line + (0.17 if row["split"] == "grouped" else -0.17)] * 2
-        look = {"color": _SPLIT_COLORS[row["split"]], "alpha": 1 if row["says"] else 0.3}
-        axis.plot([row["low"], row["high"]], at, lw=0.8, **look)
-        axis.plot([row["low_95"], row["high_95"]], at, lw=2.2, **look)
-        axis.plot(row["value"], at[0], "o", ms=3.5, **look)
-        axis.plot(row["paper"], line, "D", ms=4, color="black", mfc="white", zorder=5)
-    claims = pd.Series(labels).str.split().str[0]
+        at = line + (0.17 if row["split"] == "grouped" else -0.17)
+        look = _OF_SPLIT[row["split"]] | {"alpha": 1 if row["says"] else 0.3}
+        axis.plot([row["low"], row["high"]], [at, at], lw=0.8, **look)
+        axis.plot([row["low_95"], row["high_95"]], [at, at], lw=2.2, **look)
+        axis.plot(row["value"], at, "o", ms=3.5, **look)
+        axis.plot(row["paper"], line, zorder=5, **of_paper)
     for axis, title in zip(axes, ("Acc", "MCR (RS where the row says so)"), strict=True):
         axis.axvline(0, color="0.4", lw=0.8)
-        for line in claims.index[claims != claims.shift()]:
+        for line in first:  # of a claim
             axis.axhline(line - 0.5, color="0.4", lw=0.6)
         axis.set(title=title, xlabel="difference, points", ylim=(len(labels) - 0.5, -0.5))
         axis.grid(color="0.92")
     axes[0].set_yticks(range(len(labels)), [label.replace("K_p", "$K_p$") for label in labels], fontsize=7)
-    looks = [{"color": color, "lw": 2.2, "marker": "o", "ms": 3.5} for color in _SPLIT_COLORS.values()]
-    looks += [
-        {"color": "black", "mfc": "white", "marker": "D", "ms": 4, "lw": 0},
-        {**looks[0], "color": "0.8"},
-    ]
-    names = [*SPLITS.values(), "the paper's (ResNet-50, by image)", "not counted"]
-    figure.legend([plt.Line2D([], [], **look) for look in looks], names, loc="outside lower center", ncols=4)
+    ours = {"lw": 2.2, "marker": "o", "ms": 3.5}
+    looks = {SPLITS[split]: look | ours for split, look in _OF_SPLIT.items()}
+    looks["the paper's (ResNet-50, by image)"] = of_paper | {"lw": 0}
+    looks["not counted"] = ours | {"color": "0.8"}
+    _legend(figure, looks, 4)
     return figure

@@ -25,34 +25,36 @@ from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
 # What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
-# `own` says whether the data set is a folder of the reader's, and `splits` are those to show.
+# `own` says whether the data set is a folder of the reader's, and `splits` are those to show. `start` fills in that of
+# the notebook that runs.
 Session = namedtuple("Session", "profile dataset seeds device figures own splits")
-_asked = {"profile": "demo", "dataset": "lesions"}  # of the notebook that runs; `start` fills it in
+_session = Session("demo", "lesions", (), "cpu", figures_dir(), own=False, splits=SPLITS)
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
 
 
 def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: str = "auto") -> Session:
-    """Set style and seeds, print what this notebook runs with, and make `exercises` of notebooks/ importable.
+    """Set style and random numbers, print what this notebook runs with, and make `exercises` of notebooks/ importable.
 
     An empty `profile` is `DEEPKNN_PROFILE`, else `demo`. `seeds` have commas between (`"0,1,2"`); empty: the profile's.
     ValueError for a profile, seed or device that there is not.
     """
+    global _session
     profile = profile or os.environ.get("DEEPKNN_PROFILE") or "demo"
     make_run(dataset, "knn", profile)  # A ValueError names the profiles.
     chosen = tuple(map(int, seeds.split(","))) if seeds else tuple(PROFILES[profile]["seeds"])
+    own = dataset.startswith("folder:")
+    splits = SPLITS[own and group_of(dataset) == "image" :]  # In a folder without groups the two are one.
+    _session = Session(profile, dataset, chosen, pick_device(device).type, figures_dir(), own, splits)
     figures.use_style()
     sys.path.append(str(repository() / "notebooks"))
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    where = pick_device(device).type
-    _asked.update(profile=profile, dataset=dataset)
-    print(f"profile {profile}, data set {dataset}, seeds {', '.join(map(str, chosen))}, device {where}")
-    print(versions())
+    told = f"profile {profile}, data set {dataset}, seeds {', '.join(map(str, chosen))}"
+    print(f"{told}, device {_session.device}\n{versions()}")
     if profile == "smoke":
         show_text(f"> **{SMOKE}**")
-    splits = SPLITS[_own() and group_of(dataset) == "image" :]  # In a folder without groups the two are one.
-    return Session(profile, dataset, chosen, where, figures_dir(), _own(), splits)
+    return _session
 
 
 @cache
@@ -66,27 +68,31 @@ def group_of(dataset: str) -> str:
     return "lesion" if named else index.unit or "image"
 
 
-def reworded(text: str, dataset: str) -> str:
+def reworded(text: str, dataset: str = "") -> str:
     """A text of the notebooks, which say lesion, in the words of a set; and a folder's name in place of its path.
 
-    What stands between backticks is kept, and so is a paragraph that speaks of Skin-7.
+    Code between backticks is kept, and so is a piece of a paragraph, from code to code, that speaks of Skin-7. The set
+    is that of the notebook that runs, if none is named.
     """
+    dataset = dataset or _session.dataset
     group = group_of(dataset)
-    split, article = ("in other folds", "an") if group == "image" else (f"by {group}", "a")
-    words = {"by lesion or patient": split, "by lesion": split, "By lesion": split.capitalize()}
-    words |= {" a lesion": f" {article} {group}", "lesion": group, "Lesion": group.capitalize()}
-    text = text.replace(dataset, Path(dataset).name) if ":" in dataset else text
-    parts = re.split(r"(\n\n|`[^`\n]*`)", text)
-    for number, part in enumerate(parts):
-        if "Skin-7" not in part and not part.startswith("`"):
-            for word, own in words.items():
-                parts[number] = parts[number].replace(word, own)
-    return "".join(parts)
+    split, article = f"by {group}", "an" if group == "image" else "a"
+    if group == "image" and not dataset.startswith("folder:"):
+        split = "in other folds"  # There is a split by image besides.
+    words = {"by lesion or patient": split, "by lesion": split}
+    words |= {"a lesion": f"{article} {group}", "lesion": group}
 
+    def own(found: re.Match) -> str:
+        word = words[found[0].lower()]
+        return word.capitalize() if found[0][0].isupper() else word
 
-def _own(of: str = "another set") -> bool:
-    """Whether the report is on a set of the reader's own, and what shows `of` has no place in it."""
-    return bool(of) and _asked["dataset"].startswith("folder:")
+    if dataset.startswith("folder:"):
+        text = text.replace(dataset, Path(dataset).name)
+    pieces = re.split(r"(```.*?```|`[^`\n]*`|\n\n)", text, flags=re.S)
+    for number, piece in enumerate(pieces):
+        if not piece.startswith("`") and "Skin-7" not in piece:
+            pieces[number] = re.sub(rf"\b({'|'.join(words)})", own, piece, flags=re.I)
+    return "".join(pieces)
 
 
 def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: str, of: str = "") -> None:
@@ -96,26 +102,33 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     the set that it shows where that is not the notebook's: a report on a set of one's own leaves it out.
     """
     plt.close(figure)
-    if _own(of):
+    if of and _session.own:
         return show_text(f"*Left out, for it shows {of}: {title}.*")
-    if _asked["dataset"] in title:  # a picture that is copied elsewhere still says what it shows
-        told = _asked["dataset"] + ", synthetic" * (_asked["dataset"] == "lesions")
-        told += ", smoke profile: no result" * (_asked["profile"] == "smoke")
+    if _session.dataset in title:  # a picture that is copied elsewhere still says what it shows
+        told = _session.dataset + ", synthetic" * (_session.dataset == "lesions")
+        told += ", smoke profile: no result" * (_session.profile == "smoke")
         figure.text(1, 0, told, ha="right", va="top", fontsize=7, color="0.5")
-    title, caption, alt = (reworded(text, _asked["dataset"]) for text in (title, caption, alt))
     for text in figure.findobj(plt.Text):
-        text.set_text(reworded(text.get_text(), _asked["dataset"]))
-    path, drawn, small, about = figures_dir() / f"{name}.png", io.BytesIO(), io.BytesIO(), PngInfo()
-    for key, words in {"Title": title, "Description": caption, "Comment": alt}.items():
-        about.add_text(key, words)
-    figure.savefig(drawn)
-    with PIL.Image.open(drawn) as image, whole_file(path) as target:  # 256 colours take a third of the room
-        image.convert("RGB").quantize(256).save(target, pnginfo=about)
-        image.convert("RGB").reduce(2).quantize(256).save(small, "png")  # a page wants half the size
+        text.set_text(reworded(text.get_text()))
+    title, caption, alt = map(reworded, (title, caption, alt))
+    path = figures_dir() / f"{name}.png"
+    small = _save_png(figure, path, {"Title": title, "Description": caption, "Comment": alt})
     with whole_file(path.with_suffix(".pdf")) as target:
         figure.savefig(target, metadata={"Title": title, "Subject": caption, "CreationDate": None})
-    display(Image(small.getvalue(), alt=alt))
+    display(Image(small, alt=alt))
     show_text(f"**{title}.** {caption}")
+
+
+def _save_png(figure: plt.Figure, path: Path, words: dict[str, str]) -> bytes:
+    """Write a figure with its words, in 256 colours, which take a third of the room; a page gets half the size."""
+    drawn, small, about = io.BytesIO(), io.BytesIO(), PngInfo()
+    for key, text in words.items():
+        about.add_text(key, text)
+    figure.savefig(drawn)
+    with PIL.Image.open(drawn) as image, whole_file(path) as target:
+        image.convert("RGB").quantize(256).save(target, pnginfo=about)
+        image.convert("RGB").reduce(2).quantize(256).save(small, "png")
+    return small.getvalue()
 
 
 def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", folder="tables") -> None:
@@ -123,28 +136,29 @@ def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", 
 
     In the `folder` `machine`, which git ignores, are tables of this machine and its seconds.
     """
-    if _own(of):
+    if of and _session.own:
         return show_text(f"*Left out, for it shows {of}: {caption}.*")
     text = f"**{caption}**\n\n{results.markdown(table if shown is None else shown)}\n"
     results.save_rows(table, name, folder)
     with whole_file(figures_dir() / folder / f"{name}.md") as target:
-        target.write_text(reworded(text, _asked["dataset"]), encoding="utf-8")
+        target.write_text(reworded(text), encoding="utf-8")
     show_text(text)
 
 
 def show_text(markdown: str) -> None:
     """Show sentences that were computed."""
-    display(Markdown(reworded(markdown, _asked["dataset"])))
+    display(Markdown(reworded(markdown)))
 
 
 def answer(sentences: str, tables: str, of: str = "") -> None:
     """Show the answer to the notebook's question: at most three sentences, with numbers of these tables, by name."""
-    if _asked["profile"] == "smoke":
-        return show_text("> No answer: one epoch of training is no result.")
-    if _own(of):
-        return show_text(f"> We answer this for {of} only; the tables above have the numbers of your images.")
     names = ", ".join(f"`{name}`" for name in tables.split())
-    show_text(f"> {' '.join(sentences.split())}\n>\n> *Numbers from the tables {names}.*")
+    text = f"> {' '.join(sentences.split())}\n>\n> *Numbers from the tables {names}.*"
+    if _session.profile == "smoke":
+        text = "> No answer: one epoch of training is no result."
+    elif of and _session.own:
+        text = f"> We answer this for {of} only; the tables above have the numbers of your images."
+    show_text(text)
 
 
 def sliders(draw: Callable, **choices) -> None:

@@ -1,11 +1,12 @@
 """Tables of results: one row a run, their summary over seeds, paired differences; as CSV and as Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
 from deepknn_lib import metrics
+from deepknn_lib.criteria import LOSSES, TRIPLETS
 from deepknn_lib.storage import figures_dir, repository, write_csv
 from deepknn_lib.study.experiments import Result
 from deepknn_lib.study.runs import METHODS, SOFTMAX
@@ -13,12 +14,13 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX
 SCORES = {"acc": "Acc", "mcr": "MCR", "rs": "RS"}
 MEASURED = ("seconds", "eval_seconds", "device", "versions", "commit")  # another number or word in every run
 KEYS = ("dataset", "split", "fold", "method", "backbone", "weights")
-_TRAINING = ("epochs", "batch_size", "sampling", "k", "m", "margin", "soft", "class_power", "search_every")
-_TRAINING += ("lr", "warmup", "lr_decay_every", "precision")
-SETTINGS = ("image_size", "seed", "normalize", *_TRAINING)
-# The losses that read a setting; every loss reads those that are not here.
-_READ_BY = dict.fromkeys(("k", "m", "search_every"), ("deep-knn",)) | {"class_power": ("weighted-ce",)}
-_READ_BY |= {"margin": ("deep-knn", "triplet", "semi-hard"), "soft": ("triplet", "semi-hard")}
+# The settings of a row, and the losses that read each; the loss None trains nothing.
+_READ_BY = dict.fromkeys(("image_size", "seed", "normalize"), (*LOSSES, "nca", "lmnn", None))
+_READ_BY |= dict.fromkeys(("epochs", "batch_size", "sampling"), LOSSES)
+_READ_BY |= {"k": ("deep-knn",), "m": ("deep-knn",), "margin": ("deep-knn", *TRIPLETS), "soft": TRIPLETS}
+_READ_BY |= {"class_power": ("weighted-ce",), "search_every": ("deep-knn",)}
+_READ_BY |= dict.fromkeys(("lr", "warmup", "lr_decay_every", "precision"), LOSSES)
+SETTINGS = tuple(_READ_BY)
 
 
 def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.DataFrame:
@@ -26,28 +28,31 @@ def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.
 
     `votes` are the values of K_p; if it is empty, those of the run's method are taken. See data/results/README.md.
     """
-    rows = []
-    for result in results:
-        run, record, labels = result.run, result.record, result.arrays["test_labels"]
-        names, loss = record["class_names"], METHODS[run.trained.method].loss
-        unread = ["margin"] * run.trained.soft + [name for name, by in _READ_BY.items() if loss not in by]
-        about = {name: getattr(run, name) for name in KEYS}
-        about |= {name: getattr(run.trained, name) for name in SETTINGS}
-        about |= dict.fromkeys(_TRAINING if loss in (None, "nca", "lmnn") else unread)
-        sizes = {"n_train": len(result.arrays["train_labels"]), "n_test": len(labels)}
-        origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
-        for k_predict in votes or METHODS[run.method].votes:
-            judged = {"k_predict": k_predict, "evaluate_on": run.evaluate_on} | sizes
-            scores = result.scores(k_predict)
-            kept = scores if len(names) <= 10 else {name: scores[name] for name in SCORES}
-            rows.append(about | judged | kept | origin)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for result in results for row in _rows(result, votes)])
+
+
+def _rows(result: Result, votes: tuple[int, ...]) -> Iterator[dict]:
+    run, trained, record = result.run, result.run.trained, result.record
+    loss = METHODS[trained.method].loss
+    about = {name: getattr(run, name) for name in KEYS}
+    about |= {name: getattr(trained, name) if loss in losses else None for name, losses in _READ_BY.items()}
+    if trained.soft:
+        about["margin"] = None
+    sizes = {f"n_{part}": len(result.arrays[f"{part}_labels"]) for part in ("train", "test")}
+    origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
+    for k_predict in votes or METHODS[run.method].votes:
+        scores = result.scores(k_predict)
+        if len(record["class_names"]) > 10:  # A recall for each would be too many columns.
+            scores = {name: scores[name] for name in SCORES}
+        yield about | {"k_predict": k_predict, "evaluate_on": run.evaluate_on} | sizes | scores | origin
 
 
 def history_table(results: Iterable[Result]) -> pd.DataFrame:
     """Every epoch of every run that trained something, one row each."""
-    names, trained = (*KEYS, "seed"), [result for result in results if METHODS[result.run.method].loss]
-    return pd.DataFrame([{n: getattr(r.run, n) for n in names} | row for r in trained for row in r.history])
+    trained = [result for result in results if METHODS[result.run.method].loss]
+    about = [{name: getattr(result.run, name) for name in (*KEYS, "seed")} for result in trained]
+    rows = [own | epoch for own, result in zip(about, trained, strict=True) for epoch in result.history]
+    return pd.DataFrame(rows)
 
 
 def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
@@ -57,14 +62,16 @@ def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
     if a method has two settings.
     """
     parts, where = {}, ["dataset", "split", "fold", "seed"]
-    for run, result in ((result.run, result) for result in results):
-        names = {name: result.arrays[f"test_{name}s"] for name in ("id", "group", "label")}
-        part = parts.setdefault(tuple(getattr(run, name) for name in where), pd.DataFrame(names))
-        for column, k in ((f"{run.method}:{k}", k) for k in METHODS[run.method].votes):
+    for result in results:
+        run, arrays = result.run, result.arrays
+        images = {"image": arrays["test_ids"], "group": arrays["test_groups"], "label": arrays["test_labels"]}
+        part = parts.setdefault(tuple(getattr(run, name) for name in where), pd.DataFrame(images))
+        for k_predict in METHODS[run.method].votes:
+            column = f"{run.method}:{k_predict}"
             if column in part:
                 raise ValueError(f"two settings of {run.method} on the same images; leave one out")
-            part[column] = result.predict(k)
-    return pd.concat(parts, names=where).droplevel(-1).reset_index().rename(columns={"id": "image"})
+            part[column] = result.predict(k_predict)
+    return pd.concat(parts, names=where).droplevel(-1).reset_index()
 
 
 def select(results: Iterable[Result], **fields) -> list[Result]:
@@ -72,20 +79,13 @@ def select(results: Iterable[Result], **fields) -> list[Result]:
     return [r for r in results if all(getattr(r.run, name) == value for name, value in fields.items())]
 
 
-def _draws(result: Result, correct: np.ndarray, **options) -> dict[str, np.ndarray]:
-    """The bootstrap of `correct` over the test images of `result`."""
-    arrays, record = result.arrays, result.record
-    about = len(record["class_names"]), record["smallest"], arrays["test_groups"]
-    return metrics.bootstrap(arrays["test_labels"], correct, *about, **options)
-
-
-def over_seeds(rows: pd.DataFrame, keys: Iterable[str] = ()) -> pd.DataFrame:
+def over_seeds(rows: pd.DataFrame, keys: Iterable[str] = (), scores: Iterable[str] = SCORES) -> pd.DataFrame:
     """Mean and sd (`acc`, `acc_sd`, …) of results rows that agree in `keys` (if empty: every setting but the seed).
 
     `seeds` and `collapsed` count the runs.
     """
     keys = [*keys] or [*KEYS, "k_predict", "evaluate_on", *(name for name in SETTINGS if name != "seed")]
-    scores = [*SCORES, *rows.columns.intersection(["vasc"])]
+    scores = [*scores]
     grouped = rows.reindex(columns=[*keys, *scores, "collapsed"]).groupby(keys, sort=False, dropna=False)
     means = grouped[scores].mean().join(grouped[scores].std().add_suffix("_sd"))
     return means.assign(seeds=grouped.size(), collapsed=grouped["collapsed"].sum()).reset_index()
@@ -98,22 +98,36 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
     drawing changes nothing in the recall of the smallest class, as at 0 and 100 %, the interval is the exact binomial
     one (Clopper and Pearson) of as many groups. The sd answers "what if the seed had been another?".
     """
-    from scipy.stats import binomtest
-
     results, keys = list(results), ["dataset", "split", "backbone", "method"]
     # The paper's RS on Skin-7 seems to be the recall of vasc; see data/README.md.
-    table = over_seeds(results_table(results).rename(columns={"recall_vasc": "vasc"}), [*keys, "k_predict"])
-    for number, row in table.iterrows():
-        same = select(results, **row[keys])
-        labels, groups = same[0].arrays["test_labels"], same[0].arrays["test_groups"]
-        draws = _draws(same[0], np.mean([r.predict(row["k_predict"]) == labels for r in same], axis=0))
-        ends = {score: metrics.interval(draws[score]) for score in SCORES}
-        if np.ptp(ends["rs"]) == 0:
-            n = len(np.unique(groups[labels == same[0].record["smallest"]]))
-            ends["rs"] = 100 * np.array(binomtest(round(n * row["rs"] / 100), n).proportion_ci())
-        for score, interval in ends.items():
-            table.loc[number, [f"{score}_low", f"{score}_high"]] = interval
-    return table
+    rows = results_table(results).rename(columns={"recall_vasc": "vasc"})
+    scores = [*SCORES, *rows.columns.intersection(["vasc"])]
+    table = over_seeds(rows, [*keys, "k_predict"], scores)
+    same = [(select(results, **row[keys]), row["k_predict"]) for _, row in table.iterrows()]
+    return table.join(pd.DataFrame([_intervals(*one) for one in same]))
+
+
+def _intervals(seeds: list[Result], k_predict: int) -> dict[str, float]:
+    """`acc_low`, `acc_high` and so on of the mean over results that differ in their seeds alone."""
+    from scipy.stats import binomtest
+
+    labels = seeds[0].arrays["test_labels"]
+    right = np.mean([result.predict(k_predict) == labels for result in seeds], axis=0)
+    draws = _draws(seeds[0], right)
+    ends = {score: metrics.interval(draws[score]) for score in SCORES}
+    if np.ptp(ends["rs"]) == 0:
+        smallest = labels == seeds[0].record["smallest"]
+        n = len(np.unique(seeds[0].arrays["test_groups"][smallest]))
+        exact = binomtest(round(n * right[smallest].mean()), n).proportion_ci()
+        ends["rs"] = 100 * exact.low, 100 * exact.high
+    return {f"{s}_{end}": ends[s][n] for s in SCORES for n, end in enumerate(("low", "high"))}
+
+
+def _draws(result: Result, correct: np.ndarray, **options) -> dict[str, np.ndarray]:
+    """The bootstrap of `correct` over the test images of `result`."""
+    arrays, record = result.arrays, result.record
+    about = len(record["class_names"]), record["smallest"], arrays["test_groups"]
+    return metrics.bootstrap(arrays["test_labels"], correct, *about, **options)
 
 
 def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, level=0.95) -> pd.DataFrame:
@@ -124,15 +138,15 @@ def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, lev
     drawn) and for other seeds; with a single seed it answers for the images alone.
     """
     first, second = (sorted(results, key=lambda r: r.run.seed) for results in (first, second))
-    seeds, others = ([r.run.seed for r in results] for results in (first, second))
+    seeds, others = ([result.run.seed for result in results] for results in (first, second))
     if seeds != others or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"a paired difference needs the same seeds, each once; got {seeds} and {others}")
     head, labels, ids = first[0], first[0].arrays["test_labels"], first[0].arrays["test_ids"]
-    for r in (*first, *second):
-        if r.run.dataset != head.run.dataset or not np.array_equal(r.arrays["test_ids"], ids):
-            raise ValueError(f"not the same test images: {head.run.label} and {r.run.label}")
-    right = ([r.predict(k) == labels for r in of] for of, k in ((first, k_first), (second, k_second)))
-    gain = np.subtract(*right, dtype=float)
+    for result in (*first, *second):
+        if result.run.dataset != head.run.dataset or not np.array_equal(result.arrays["test_ids"], ids):
+            raise ValueError(f"not the same test images: {head.run.label} and {result.run.label}")
+    right = np.array([result.predict(k_first) == labels for result in first], dtype=float)
+    gain = right - np.array([result.predict(k_second) == labels for result in second], dtype=float)
     draws = _draws(head, gain, draws=4000)  # At 99.5 %, ten draws lie beyond each end.
     mean = pd.Series(gain.mean(axis=0))
     recalls = mean.groupby(labels).mean()
@@ -148,9 +162,10 @@ def texts(template: str, table: pd.DataFrame, *names: str) -> list[str]:
 
 def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Rows of `paired` to read, one row for each `keys`: `+2.1 [+0.3, +4.0] *`; * means the interval excludes 0."""
-    text = texts("{:+.1f} [{:+.1f}, {:+.1f}]", differences, "difference", "low", "high")
-    starred = pd.Series(text, differences.index) + np.where(differences.eval("low > 0 or high < 0"), " *", "")
-    wide = differences.assign(text=starred).pivot_table("text", keys, "score", aggfunc="first", sort=False)
+    star = np.where(differences.eval("low > 0 or high < 0"), " *", "")
+    starred = differences.assign(star=star)
+    starred["text"] = texts("{:+.1f} [{:+.1f}, {:+.1f}]{}", starred, "difference", "low", "high", "star")
+    wide = starred.pivot_table("text", keys, "score", aggfunc="first", sort=False)
     return wide[[*SCORES.values()]].rename_axis(columns=None).reset_index()
 
 
@@ -184,11 +199,10 @@ def paper(name: str) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """A pipe table; numbers have one decimal, missing values are a dash, and text is no HTML (a class may be `<b>`)."""
+    text = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    text = text.replace({r"\|": r"\|", "<": "&lt;"}, regex=True).mask(table.isna(), "–")
     marks = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in table.dtypes]
-    text = table.map(
-        lambda v: f"{v:.1f}" if isinstance(v, float) else str(v).replace("|", "\\|").replace("<", "&lt;")
-    )
-    rows = [map(str, table.columns), marks, *text.mask(table.isna(), "–").to_numpy()]
+    rows = [map(str, table.columns), marks, *text.to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -197,7 +211,7 @@ def save_rows(table: pd.DataFrame, name: str, folder: str = "tables") -> None:
 
     What each run measures anew, the columns `MEASURED`, goes with the whole table to `machine/`, which git ignores.
     """
-    measured = table.columns.intersection(MEASURED)
-    parts = {folder: table.drop(columns=measured)} | ({"machine": table} if len(measured) else {})
-    for where, part in parts.items():
-        write_csv(part, figures_dir() / where / f"{name}.csv")
+    lasting = table.drop(columns=[*MEASURED], errors="ignore")
+    write_csv(lasting, figures_dir() / folder / f"{name}.csv")
+    if len(lasting.columns) < len(table.columns):
+        write_csv(table, figures_dir() / "machine" / f"{name}.csv")

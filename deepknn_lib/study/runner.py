@@ -1,7 +1,7 @@
 """Running the notebooks in order: `./run_all.sh`, or `python -m deepknn_lib notebooks`."""
 
 import argparse
-import html
+import contextlib
 import json
 import os
 import re
@@ -9,15 +9,11 @@ import sys
 import tempfile
 import threading
 import time
-from functools import partial
 from pathlib import Path
-from string import Template
 from unittest.mock import patch
-from urllib.parse import quote
 
 if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a program, without any package.
     import nbformat
-    from PIL import Image
 
     from deepknn_lib.datasets import available
     from deepknn_lib.datasets.load import entry_of, place
@@ -27,10 +23,6 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
 READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
-# The index opens with these figures, of which a report on a folder of one's own has the last three.
-MAIN = "claims_forest figure2_skin7 yourself_map table2_comparison recalls umap".split()
-BOLD = "<style>math [mathvariant^=bold] {font-weight: bold}</style>"  # browsers leave out the attribute
-SYNTHETIC = "The lesions are synthetic: drawings, whose numbers show that the code works, no more."
 OTHERS = ("02", "03")  # notebooks on points and digits, which a report on one's own images leaves out
 
 
@@ -57,32 +49,32 @@ def run(args: argparse.Namespace) -> int:
     The exit status is 0 if all passed, 1 if one failed, 2 for wrong options, 130 if Ctrl-C stopped the run.
     """
     try:
-        parameters, marks = _asked(args)
+        parameters, marks = plan(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}\nSee ./run_all.sh --help", file=sys.stderr)
         return 2
+    from deepknn_lib.study import pages
+
     folder = re.sub(r"[^A-Za-z0-9.]+", "-", f"{parameters['dataset']}-{args.profile}")
-    out, rows, status = figures_dir() / ("" if folder == "lesions-demo" else folder), [], 0
-    told = {"DEEPKNN_FIGURES": str(out), "JUPYTER_PREFER_ENV_PATH": "1"}  # a kernel of this environment
-    with tempfile.NamedTemporaryFile() as events, patch.dict(os.environ, told, DEEPKNN_PROGRESS=events.name):
-        threading.Thread(target=_tell, args=[events.name], daemon=True).start()
+    out, rows, stopped = figures_dir() / ("" if folder == "lesions-demo" else folder), [], False
+    with _kernels_write_to(out):
         try:
             for path, mark in marks.items():
-                rows.append(_one(path, parameters, mark, out, args.save_outputs))
+                rows.append(_one(path, mark, parameters, out, args.save_outputs))
                 if args.failfast and rows[-1][-1] == "failed":
                     break
-            _index(out, rows, parameters)
+            _write(out / "index.html", pages.index(out, rows, parameters, NOTEBOOKS))
         except KeyboardInterrupt:
-            status = 130
+            stopped = True
             print("\nStopped. The next run goes on from here.")
     for row in [("notebook", "minutes", "result"), *rows]:
         print("{:34}{:>8}   {}".format(*row))
     failed = sum(state == "failed" for *_, state in rows)
     print(f"{len(rows) - failed} of {len(marks)} notebooks passed; the pages are in {os.path.relpath(out)}")
-    return status or int(failed > 0)
+    return 130 if stopped else int(failed > 0)
 
 
-def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
+def plan(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
     """The notebooks' parameters, and each notebook with a digest of all that its outputs come from; or ValueError."""
     if args.profile not in PROFILES:
         raise ValueError(f"DEEPKNN_PROFILE is {args.profile!r}; choose one of {', '.join(PROFILES)}")
@@ -90,29 +82,50 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
         raise ValueError(f"--seeds: {args.seeds!r}; give whole numbers with commas between, like 0,1,2")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
+    own = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
+    paths = _chosen(args.only, OTHERS if own else ())
+    # The kernels run in notebooks/, so that a path has to be absolute.
+    dataset = f"folder:{own}" if own else args.dataset
+    parameters = {"profile": args.profile, "dataset": dataset, "seeds": args.seeds, "device": args.device}
+    if args.save_outputs:
+        solutions = [path.parent / "solutions" / path.name for path in paths]
+        paths += [path for path in solutions if path.exists()]
+    return parameters, _marks(paths, parameters, own)
+
+
+def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
+    """The notebooks with these numbers, or all but those left out; ValueError for a number that none or two have."""
     known = {}
     for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        if known.setdefault(path.name[:2], path) != path:
-            told = f"{known[path.name[:2]].name} and {path.name} have one number; rename one of them"
-            raise ValueError(f"notebooks/: {told}, or move it away")
-    folder = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
-    wanted = {number.strip().zfill(2) for number in args.only.split(",") if number}
-    wanted = wanted or {*known} - {*OTHERS * bool(folder)}
+        other = known.setdefault(path.name[:2], path)
+        if other != path:
+            told = f"{other.name} and {path.name} have one number; rename one of them, or move it away"
+            raise ValueError(f"notebooks/: {told}")
+    wanted = {number.strip().zfill(2) for number in only.split(",") if number} or {*known} - {*left_out}
     if unknown := ", ".join(wanted - {*known}):
         raise ValueError(f"--only: no notebook {unknown}; the numbers there: {', '.join(known)}")
-    # The kernels run in notebooks/, so that a path has to be absolute.
-    parameters = {"profile": args.profile, "dataset": f"folder:{folder}" if folder else args.dataset}
-    parameters |= {"seeds": args.seeds, "device": args.device}
-    images = [(str(file), file.stat().st_mtime_ns) for file in sorted(folder.rglob("*"))] if folder else []
+    return [path for number, path in known.items() if number in wanted]
+
+
+def _marks(paths: list[Path], parameters: dict[str, str], own: Path | None) -> dict[Path, str]:
+    """A digest for each notebook, of its cells and of all that it reads."""
+    images = [(str(file), file.stat().st_mtime_ns) for file in sorted(own.rglob("*"))] if own else []
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
-    seen = [parameters | {"device": pick_device(args.device).type}, images, given, available(), versions()]
-    files, marks = sorted(file for pattern in READ for file in repository().glob(pattern)), {}
-    paths = [known[number] for number in sorted(wanted)]
-    solutions = [path.parent / "solutions" / path.name for path in paths if args.save_outputs]
-    for path in paths + [path for path in solutions if path.exists()]:
-        cells = [(cell.cell_type, cell.source) for cell in nbformat.read(path, as_version=4).cells]
-        marks[path] = digest(repr([cells, seen]), *files)
-    return parameters, marks
+    device = pick_device(parameters["device"]).type
+    seen = [parameters | {"device": device}, images, given, available(), versions()]
+    files = sorted(file for pattern in READ for file in repository().glob(pattern))
+    cells = {path: nbformat.read(path, as_version=4).cells for path in paths}
+    sources = {path: [(cell.cell_type, cell.source) for cell in of] for path, of in cells.items()}
+    return {path: digest(repr([source, seen]), *files) for path, source in sources.items()}
+
+
+@contextlib.contextmanager
+def _kernels_write_to(out: Path):
+    """Kernels that start meanwhile write their figures to `out`, and the epochs that they tell are printed."""
+    told = {"DEEPKNN_FIGURES": str(out), "JUPYTER_PREFER_ENV_PATH": "1"}  # a kernel of this environment
+    with tempfile.NamedTemporaryFile() as events, patch.dict(os.environ, told, DEEPKNN_PROGRESS=events.name):
+        threading.Thread(target=_tell, args=[events.name], daemon=True).start()
+        yield
 
 
 def _tell(name: str) -> None:
@@ -124,12 +137,12 @@ def _tell(name: str) -> None:
             time.sleep(0.5)
 
 
-def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tuple[str, str, str]:
-    """Run a notebook if something changed, and write its page: its name, minutes and `passed` or so."""
-    import papermill
+def _one(path: Path, mark: str, parameters: dict, out: Path, save: bool) -> tuple[str, str, str]:
+    """Run a notebook and write its page, unless nothing changed since it passed: name, minutes, `passed` or so."""
+    from deepknn_lib.study import pages
 
-    name = path.relative_to(NOTEBOOKS).with_suffix("").as_posix()
-    page, began, trace = out / "notebooks" / f"{name}.html", time.time(), ""
+    name, began = path.relative_to(NOTEBOOKS).with_suffix("").as_posix(), time.time()
+    page = out / "notebooks" / f"{name}.html"
     note = page.with_suffix(".json")  # what a notebook that passed was made from, and what it made
     known = json.loads(note.read_text(encoding="utf-8")) if note.is_file() and not save else {"mark": ""}
     if known["mark"] == mark and all((out / file).exists() for file in known["files"]):
@@ -137,19 +150,11 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
         return name, "0.0", "unchanged"
     note.unlink(missing_ok=True)
     print(f"{name}: started", flush=True)
-    with whole_file(page.with_suffix(".ipynb")) as target:
-        nbformat.write(nbformat.read(path, as_version=4), target)
-        options = {"kernel_name": "python3", "cwd": path.parent, "progress_bar": False}
-        options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
-        try:
-            papermill.execute_notebook(path, target, parameters, **options)
-        except Exception as error:  # A cell failed, or a kernel died; the other notebooks go on.
-            trace = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(error).__name__}: {error}")
-        executed = nbformat.read(target, as_version=4)
-    _write(page, _page(executed, path, page, parameters["dataset"]))
-    state, minutes = "failed" if trace else "passed", f"{(time.time() - began) / 60:.1f}"
-    print(f"{name}: {state} after {minutes} minutes{trace}", flush=True)
-    if not trace:
+    executed, error = _execute(path, page.with_suffix(".ipynb"), parameters)
+    _write(page, pages.page(executed, path, page, parameters["dataset"]))
+    state, minutes = "failed" if error else "passed", f"{(time.time() - began) / 60:.1f}"
+    print(f"{name}: {state} after {minutes} minutes{error}", flush=True)
+    if not error:
         if save:
             _store_outputs(path, executed)
         made = [str(p.relative_to(out)) for p in out.rglob("*.*") if p.stat().st_mtime >= began]
@@ -157,39 +162,19 @@ def _one(path: Path, parameters: dict, mark: str, out: Path, save: bool) -> tupl
     return name, minutes, state
 
 
-def _page(executed: "nbformat.NotebookNode", path: Path, page: Path, dataset: str) -> str:
-    """The page of a notebook that was run, in the words of its data set; it needs no network, also for formulas."""
-    from nbconvert import HTMLExporter
-    from nbconvert.filters.markdown_mistune import IPythonRenderer
-    from nbconvert.preprocessors import TagRemovePreprocessor
+def _execute(path: Path, copy: Path, parameters: dict[str, str]) -> tuple["nbformat.NotebookNode", str]:
+    """Run a notebook, and keep it with its outputs in `copy`: what became of it, and its error or an empty text."""
+    import papermill
 
-    from deepknn_lib.study.notebook import reworded
-
-    def moved(link: re.Match) -> str:  # from where the notebook is to where its page is
-        to = os.path.relpath(path.parent / link[1], page.parent)
-        return f'href="{link[1][:-5]}html"' if re.fullmatch(r"\d\d_\w+\.ipynb", link[1]) else f'href="{to}"'
-
-    for cell in (cell for cell in executed.cells if cell.cell_type == "markdown"):
-        cell.source = reworded(cell.source, dataset)
-    pages = HTMLExporter(template_name="classic", log_level="ERROR")  # This template writes the alt texts.
-    folded = TagRemovePreprocessor(remove_input_tags={"hide-input"}, enabled=True)
-    pages.register_preprocessor(folded, enabled=True)
-    inline, block = staticmethod(_formula), staticmethod(partial(_formula, display="block"))
-    with patch.multiple(IPythonRenderer, inline_math=inline, block_math=block):
-        text = pages.from_notebook_node(executed, {"metadata": {"name": path.stem}})[0]
-    fetched = r"<!-- Load mathjax.*?End of mathjax configuration -->|<script[^>]*(src=|module).*?</script>"
-    text = re.sub(fetched, "", text, flags=re.S).replace("</head>", f"{BOLD}</head>", 1)
-    return re.sub(r'href="((?:\.\./|solutions/|\d\d_)[^"#]*)"', moved, text)
-
-
-def _formula(tex: str, display: str = "inline") -> str:
-    """A formula as MathML, which browsers draw by themselves; what is none, such as a class `a$b`, stays text."""
-    from latex2mathml.converter import convert
-
-    try:
-        return convert(re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", tex), display=display)
-    except Exception:  # its own and those of the XML that it writes
-        return html.escape(f"${tex}$")
+    error, options = "", {"kernel_name": "python3", "cwd": path.parent, "progress_bar": False}
+    options["extra_arguments"] = ["--IPKernelApp.log_level=CRITICAL"]
+    with whole_file(copy) as target:
+        nbformat.write(nbformat.read(path, as_version=4), target)
+        try:
+            papermill.execute_notebook(path, target, parameters, **options)
+        except Exception as failure:  # A cell failed, or a kernel died; the other notebooks go on.
+            error = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"\n{type(failure).__name__}: {failure}")
+        return nbformat.read(target, as_version=4), error
 
 
 def _write(path: Path, text: str) -> None:
@@ -207,35 +192,6 @@ def _store_outputs(path: Path, executed: "nbformat.NotebookNode") -> None:
         for output in (output for output in cell.outputs if "execution_count" in output):
             output.execution_count = count
     _write(path, nbformat.writes(notebook) + "\n")
-
-
-def _index(out: Path, rows: list[tuple[str, str, str]], parameters: dict[str, str]) -> None:
-    """Write `index.html`: what was run, each notebook with its question, the main figures; the rest is folded."""
-    from deepknn_lib.study.notebook import SMOKE, reworded
-
-    books, pictures = "", {}
-    for name, minutes, state in (row for row in rows if "/" not in row[0]):
-        first = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells[0].source
-        title, question = re.match(
-            r"# ([^\n]*)(?:.*?\*\*Question\.\*\* (.*?)(?=\n\n|\n- |\Z))?", first, re.S
-        ).groups("")
-        question = reworded(question.replace("*", ""), parameters["dataset"])
-        told = html.escape(question), state if state == "failed" else f"{minutes} min"
-        books += f'<tr><td><a href="notebooks/{name}.html">{html.escape(title)}</a><td>{told[0]}<td>{told[1]}'
-    for path in sorted(out.glob("*.png")):
-        with Image.open(path) as image:
-            words = [html.escape(image.info.get(name, "")) for name in ("Comment", "Title", "Description")]
-        figure = '<figure><a href="{0}.pdf"><img src="{0}.png" alt="{1}"></a><figcaption><b>{2}.</b> {3}</figcaption>'
-        pictures[path.stem] = figure.format(quote(path.stem), *words) + "</figure>"
-    shown = [path.relative_to(out).as_posix() for path in sorted(out.glob("*/*.md"))]  # tables/ and machine/
-    tables = [f'<li><a href="{path}">{path.split("/")[1][:-3]}</a>' for path in shown]
-    told = {"asked": html.escape(", ".join([*filter(None, parameters.values()), versions()])), "books": books}
-    notes = [SMOKE] * (parameters["profile"] == "smoke") + [SYNTHETIC] * (parameters["dataset"] == "lesions")
-    told |= {"notes": " ".join(notes), "tables": "".join(tables)}
-    told |= {"main": "".join(pictures.pop(name, "") for name in MAIN)}  # before the rest, which they leave
-    told |= {"n": len(pictures), "rest": "".join(pictures.values())}
-    template = Template(Path(__file__).with_name("index.html").read_text(encoding="utf-8"))
-    _write(out / "index.html", template.substitute(told))
 
 
 if __name__ == "__main__":
