@@ -23,6 +23,18 @@ def shared(found):
     return np.isin(found.test.groups, found.train.groups).mean()
 
 
+def loaded(name, split="paper", fold=1):
+    """The set, and what the warnings say."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = load_dataset(name, split, fold, 16)
+    return found, " ".join(str(one.message) for one in said)
+
+
+def all_of(found, what):
+    return np.concatenate([getattr(found.train, what), getattr(found.test, what)]).tolist()
+
+
 def every_image_is_tested_once(name, total):
     ids = [i for fold in range(1, 6) for i in load_dataset(name, "grouped", fold, 32).test.ids]
     return len(ids) == len(set(ids)) == total
@@ -32,26 +44,24 @@ def every_image_is_tested_once(name, total):
 def test_lesions_leak_when_split_by_image_and_not_by_lesion(split):
     found, leaks = load_dataset("lesions", split, image_size=32), split == "paper"
     assert 0.25 < shared(found) < 0.5 if leaks else shared(found) == 0  # 0.37 to 0.39 in the authors' Skin-7
-    assert len(found.train) + len(found.test) == 3000 and not {*found.train.ids} & {*found.test.ids}
+    assert len({*all_of(found, "ids")}) == 3000 and found.info["synthetic"] and found.info["unit"] == "lesion"
     assert found.train.images.shape[1:] == (3, 32, 32) and found.train.images.dtype == np.uint8
     assert found.class_names[found.info["smallest"]] == "df"
-    assert found.info["synthetic"] and found.info["unit"] == "lesion"
     assert leaks or every_image_is_tested_once("lesions", 3000)
     part = datasets.validation_part(found)
-    assert sorted([*part.train.ids, *part.test.ids]) == sorted(found.train.ids)
+    assert sorted(all_of(part, "ids")) == sorted(found.train.ids)
     assert abs(len(part.test) / len(found.train) - 0.2) < 0.02 and (shared(part) > 0) == leaks
 
 
 def test_skin7_is_read_from_the_official_layout_and_its_split_is_written(data):
     sets.skin7(data)
     found, grouped = load_dataset("skin7", "paper", 2, 24), load_dataset("skin7", "grouped", 3, 24)
-    assert found.class_names == CLASS_NAMES and not found.info["synthetic"]
-    assert found.test.ids.tolist() == [name for name, _, _, fold in SKIN7 if fold == 2]
-    numbers = [int(name[5:]) for name in found.test.ids]
-    assert [CLASS_NAMES[label] for label in found.test.labels] == [SKIN7[n][1] for n in numbers]
-    assert found.test.groups.tolist() == [SKIN7[n][2] for n in numbers]
-    assert np.abs(found.test.images[:, 0].mean((1, 2)) - numbers).max() <= 3
-    assert shared(grouped) == 0 and available()["skin7"].startswith("there")
+    assert found.class_names == CLASS_NAMES and not found.info["synthetic"] and shared(grouped) == 0
+    rows = sets.ROWS[sets.ROWS["test_fold"] == 2]
+    assert found.test.ids.tolist() == rows["image"].tolist()
+    assert [CLASS_NAMES[label] for label in found.test.labels] == rows["dx"].tolist()
+    assert found.test.groups.tolist() == rows["lesion_id"].tolist()
+    assert np.abs(found.test.images[:, 0].mean((1, 2)) - rows.index).max() <= 3
     rows = pd.read_csv(data / "splits" / "skin7-grouped.csv", index_col="image")
     assert len(rows) == 70 and {*rows.index[rows["test_fold"] == 3]} == {*grouped.test.ids}
     assert rows.loc[grouped.test.ids, "group"].tolist() == grouped.test.groups.tolist()
@@ -75,6 +85,7 @@ def test_skin7_trains_on_everything_in_the_official_split(data):
 def test_skin7_from_dataverse_is_the_same_set_with_the_same_folds(data, metadata):
     sets.skin7(data)
     official = [dataset_digest("skin7", split, 1, 24) for split in load.SPLITS]
+    shutil.rmtree(data / "skin7")
     sets.dataverse(data, metadata)
     assert official == [dataset_digest("skin7", split, 1, 24) for split in load.SPLITS]
 
@@ -96,52 +107,46 @@ def test_skin7_without_its_folds_or_with_other_groups_is_told_so(data, monkeypat
 
 def test_two_lesions_that_show_one_stay_on_one_side_of_the_split_by_lesion(data, monkeypatch):
     sets.skin7(data)
-    index = load.index_of("skin7")
-    folds = load.folds_of("skin7", index, "grouped")
+    index = load.index_of(load.entry_of("skin7"))
+    folds = load.folds_of(load.entry_of("skin7"), index, "grouped")
     one, other = (index.groups[folds == fold][0] for fold in (1, 2))
     monkeypatch.setattr(CATALOG["skin7"], "twins", {one: other, "not here": "nor here"})
-    joined = load.folds_of("skin7", index, "grouped")
+    joined = load.folds_of(load.entry_of("skin7"), index, "grouped")
     assert set(joined[index.groups == one]) == {2} and (joined != folds).sum() == (index.groups == one).sum()
 
 
 def test_class_folders_with_and_without_patients(data, tmp_path):
     name, other = (f"folder:{class_folders(tmp_path / i / 'x', groups=i == 'b')}" for i in ("a b", "b"))
     plain, grouped = load_dataset(name, "paper", 1, 16), load_dataset(other, "grouped", 1, 16)
-    shutil.copytree(tmp_path / "b" / "x", data / "chestxray3")
-    found = load_dataset("chestxray3", "grouped", 1, 16)
     assert plain.class_names == ("healthy", "ill") and plain.info["title"] == "x" and len(plain.test) == 4
     assert plain.train.labels.tolist() == ["ill" in i for i in plain.train.ids]
     assert np.abs(plain.train.images.mean((1, 2, 3)) - [sets.grey(i) for i in plain.train.ids]).max() < 2
     assert shared(grouped) == 0 and (grouped.info["unit"], plain.info["unit"]) == ("patient", "")
-    assert {*grouped.train.groups, *grouped.test.groups} == {f"P{c}{n}" for c in range(2) for n in range(5)}
-    assert found.test.ids.tolist() == grouped.test.ids.tolist() and "stand-in" in found.info["title"]
-    # Without them its split by group would leak, and not say so.
-    (data / "chestxray3" / "groups.csv").unlink()
-    refused("groups.csv with the columns file,patient_id", load_dataset, "chestxray3")
+    assert {*all_of(grouped, "groups")} == {f"P{c}{n}" for c in range(2) for n in range(5)}
     load_dataset(name, "grouped", 1, 16)  # of the same name: the other folder's split stays
     assert len(list((data / "splits").glob("folder-x-*-grouped.csv"))) == 2
 
 
-def loaded(name, split="paper", fold=1):
-    """The set, and what the warnings say."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        found = load_dataset(name, split, fold, 16)
-    return found, " ".join(str(one.message) for one in said)
-
-
-def all_of(found, what):
-    return np.concatenate([getattr(found.train, what), getattr(found.test, what)]).tolist()
+def test_sets_of_class_folders_say_what_they_are_not(data):
+    for place in ("sd198/images", "sd198"):  # Either will do.
+        class_folders(data / place)
+        found = load_dataset("sd198", "paper", 2, 16)
+        assert found.info["title"] == "SD-198, 2 of its 198 classes" and "request" in found.info["licence"]
+        assert len(found.test) == 4
+        shutil.rmtree(data / "sd198")
+    root = class_folders(data / "chestxray3", groups=True)
+    found = load_dataset("chestxray3", "grouped", 1, 16)
+    assert shared(found) == 0 and "stand-in" in found.info["title"]
+    # Without groups its split by group would leak, and not say so.
+    (root / "groups.csv").unlink()
+    refused("groups.csv with the columns file,patient_id", load_dataset, "chestxray3")
 
 
 @pytest.mark.parametrize(("moves", "ids", "number", "said"), sets.REFUSED["is read"].values())
 def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number, said):
     root = class_folders(data / "x")
     for pattern, target in moves.items():
-        for path in [*root.glob(pattern)]:
-            new = root / target.format(path.stem, c=path.parent.name, n=path.stem)
-            new.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(new)
+        sets.move(root, pattern, lambda c, n, to=target: to.format(n, c=c, n=n))
     found, told = loaded(f"folder:{root}")
     assert {*ids} <= {*all_of(found, "ids")} and len(all_of(found, "ids")) == number
     assert re.search(said, told), told
@@ -162,7 +167,7 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
     head, *lines = (root / "labels.csv").read_text().split()
     parts = [f"{line},{('Train', 'val', 'test')[n % 3]},x" for n, line in enumerate(lines)]
-    (root / "labels.csv").write_text("\n".join([f"{head},split,class", *parts]))
+    sets.put(root / "labels.csv", [f"{head},split,class", *parts])
     found, said = loaded(f"folder:{root}")
     assert (len(found.train), len(found.test)) == (14, 6) and "7 images of the split val are put to" in said
     checks = verify.of_dataset(f"folder:{root}")[1].set_index("check")["the first"]
@@ -185,17 +190,17 @@ def test_patients_are_read_from_dicom_unless_all_are_one(data):
     some, same = "2 images .a/1.2.18, b/1.2.19. have no PatientID", "PatientID is the same in all DICOM files"
     for people, unit, groups, told in ((patients, "patient", 11, some), (["ANON"] * 20, "", 20, same)):
         for n, patient in enumerate(people):
-            (path := data / "x" / "ab"[n % 2] / f"1.2.{n}").parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(sets.dicom(np.full((20, 20), 9 * n, np.uint8), PatientID=patient))
+            file = sets.dicom(np.full((20, 20), 9 * n, np.uint8), PatientID=patient)
+            sets.put(data / "x" / "ab"[n % 2] / f"1.2.{n}", file)
         found, said = loaded(f"folder:{data / 'x'}", "grouped")
         assert (found.info["unit"], len({*all_of(found, "groups")}), shared(found)) == (unit, groups, 0)
         assert re.search(told, said) and ("no groups" in said) == (unit == "")
 
 
 def test_a_part_that_cannot_be_judged_is_refused_before_training(data):
-    root = class_folders(data / "x", groups=True)
-    groups, told = root / "groups.csv", []
-    groups.write_text(re.sub("ill/(.*),.*", r"ill/\1,P", groups.read_text()))
+    root, told = class_folders(data / "x", groups=True), []
+    groups = (root / "groups.csv").read_text()
+    sets.put(root / "groups.csv", re.sub("ill/(.*),.*", r"ill/\1,P", groups))
     for fold in range(1, 6):
         try:
             told.append(loaded(f"folder:{root}", "grouped", fold)[1])
@@ -224,15 +229,6 @@ def test_the_digest_is_of_contents(data, tmp_path):
         groups.write_text(groups.read_text().replace(old, new))
         found.append(dataset_digest(f"folder:{root}", *cases[3]))
     assert len(set(found)) == len(found) and all(re.fullmatch("[0-9a-f]{12}", i) for i in found)
-
-
-def test_sd198_is_class_folders_and_says_how_many_classes_are_there(data):
-    root = class_folders(data / "sd198" / "images")
-    plain = load_dataset("sd198", "paper", 2, 16)
-    assert plain.info["title"] == "SD-198, 2 of its 198 classes" and "request" in plain.info["licence"]
-    shutil.copytree(root, data / "sd198", dirs_exist_ok=True)
-    shutil.rmtree(root)
-    assert load_dataset("sd198", "paper", 2, 16).test.ids.tolist() == plain.test.ids.tolist()
 
 
 def test_pneumonia_is_read_from_kaggles_layout_with_one_row_a_patient(data):

@@ -95,7 +95,7 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
         if known.setdefault(path.name[:2], path) != path:
             told = f"{known[path.name[:2]].name} and {path.name} have one number; rename one of them"
             raise ValueError(f"notebooks/: {told}, or move it away")
-    folder = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
+    folder = place(entry_of(args.dataset)) if entry_of(args.dataset).kind == "folder" else None
     wanted = {number.strip().zfill(2) for number in args.only.split(",") if number}
     wanted = wanted or {*known} - {*OTHERS * bool(folder)}
     if unknown := ", ".join(wanted - {*known}):
