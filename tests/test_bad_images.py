@@ -85,11 +85,7 @@ GOOD = {
     "broken EXIF": (COLOURED, "a.png", {"exif": b"Exif\0\0MM\0*garbage"}, NOISE, 0),
     "any name": (COLOURED, "Ångström ß 皮膚 .PNG", {}, NOISE, 0),
 }  # fmt: skip
-UPRIGHT = {
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90,
-}  # fmt: skip
-for turn, upright in UPRIGHT.items():
+for turn, upright in {4: lambda a: a[::-1], 6: lambda a: np.rot90(a, -1)}.items():
     exif, flat, wanted = Image.Exif(), Image.fromarray(BLOCKS), upright(BLOCKS)
     exif[274] = turn
     GOOD[f"JPEG {turn}"] = flat, "a.jpg", {"exif": exif, "quality": 100, "subsampling": 0}, wanted, 3

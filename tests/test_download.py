@@ -16,7 +16,7 @@ from unittest import mock
 import medmnist
 import pytest
 import sets
-from sets import ORDER, SKIN7, TASK, refused
+from sets import SKIN7, TASK, put, refused
 
 from deepknn_lib.datasets import CATALOG, dataset_digest, download, load_dataset
 
@@ -86,8 +86,7 @@ PLANS = {
 
 @pytest.mark.parametrize(("part", "checksum", "plan", "ranges"), PLANS.values(), ids=list(PLANS))
 def test_a_download_goes_on_where_it_stopped(server, tmp_path, part, checksum, plan, ranges):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / ".data.bin.part").write_bytes(part)
+    put(tmp_path / "x" / ".data.bin.part", part)
     server.plan = list(plan)
     for _ in range(2):  # It is not fetched again.
         assert get(server, tmp_path / "x", checksum) == ranges
@@ -95,8 +94,7 @@ def test_a_download_goes_on_where_it_stopped(server, tmp_path, part, checksum, p
 
 @pytest.mark.parametrize(("always", "error", "said", "remains"), [
     ({"status": 404}, GONE, "could not download .*data.bin .404", []),
-    ({"body": ZEROS}, ValueError, "data.bin gave another file than expected .*MD5|md5", []),
-    ({"body": b"<html>please log in</html>"}, ValueError, "data.bin gave another file than expected", []),
+    ({"body": ZEROS}, ValueError, "data.bin gave another file than expected .*(MD5|md5)", []),
     ({"cut": 0, "ranges": False}, GONE, r"could not download .*data.bin \(.*\)", [".data.bin.part"]),
 ])  # fmt: skip
 def test_what_never_comes_right_says_the_steps_by_hand(server, tmp_path, always, error, said, remains):
@@ -130,14 +128,13 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
     root, files, third = sets.skin7(data), server.files, "split_data_3_fold_test.csv"
     sets.skin7_test(root)
     before, images = dataset_digest("skin7", "paper", 2, 24), f"{TASK}_Input.zip"
-    for folder in root.glob("ISIC2018_Task3_*/"):
-        if folder.is_dir():
-            archive = shutil.make_archive(str(tmp_path / folder.name), "zip", root, folder.name)
-            files[f"{folder.name}.zip"] = Path(archive).read_bytes()
+    for folder in [path for path in root.glob("ISIC2018_Task3_*") if path.is_dir()]:
+        archive = shutil.make_archive(str(tmp_path / folder.name), "zip", root, folder.name)
+        files[f"{folder.name}.zip"] = Path(archive).read_bytes()
     files[f"{TASK}_LesionGroupings.csv"] = (root / f"{TASK}_LesionGroupings.csv").read_bytes()
-    for fold in range(1, 6):
-        lines = [f"{name}.jpg,{ORDER.index(dx.upper())}" for name, dx, _, of in SKIN7 if of == fold]
-        files[f"split_data_{fold}_fold_test.csv"] = "\n".join(["image_test,label", *lines, ""]).encode()
+    for fold, rows in sets.ROWS.groupby("test_fold"):
+        table = rows.assign(image_test=rows["image"] + ".jpg")[["image_test"]]
+        files[f"split_data_{fold}_fold_test.csv"] = table.to_csv(index=False).encode()
     files[Path(CATALOG["skin7"].remotes[7]["url"]).name] = f"image_id,split\n{SKIN7[0][0]},test\n".encode()
     shutil.rmtree(data)
     at_home(monkeypatch, "skin7", server)
@@ -151,8 +148,8 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
     for _ in range(2):  # what was there is not fetched again
         assert download("skin7") == root and len(server.asked) == 1
     assert dataset_digest("skin7", "paper", 2, 24) == before and not list(root.glob("*.zip"))
-    assert len(load_dataset("skin7", "dermamnist-c", 1, 24).test) == 1
-    assert len(load_dataset("skin7", "official", 1, 24).test) == 14
+    sizes = [len(load_dataset("skin7", split, 1, 24).test) for split in ("dermamnist-c", "official")]
+    assert sizes == [1, 14]
 
 
 def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, monkeypatch):
@@ -192,12 +189,12 @@ def zipped(*members):
 
 def test_unpack_and_once_more(tmp_path):
     names, folder = ["images/Größe ü 1.png", "images/deep er/b.txt", "top.csv"], tmp_path / "to"
-    (folder / ".set.zip.unpacking" / "old").mkdir(parents=True)  # of a process that was killed
-    (folder / "top.csv").write_bytes(b"mine")
+    put(folder / ".set.zip.unpacking" / "old" / "x", "of a process that was killed")
+    put(folder / "top.csv", "mine")
     for _ in range(2):
-        (tmp_path / "set.zip").write_bytes(zipped(("images/", b""), *((n, n.encode()) for n in names)))
+        put(tmp_path / "set.zip", zipped(("images/", b""), *((n, n.encode()) for n in names)))
         module.unpack(tmp_path / "set.zip", folder)
-        assert left(folder) == ["images", "top.csv"] and (folder / "top.csv").read_bytes() == b"mine"
+        assert left(folder) == ["images", "top.csv"] and (folder / "top.csv").read_text() == "mine"
         assert all((folder / name).read_bytes() == name.encode() for name in names[:2])
 
 

@@ -137,7 +137,7 @@ def _dicom(file: io.BytesIO) -> Image.Image:
 
 
 def deep_greys(files: Sequence[Path]) -> tuple[int, int, int]:
-    """Of files of 16-bit greys that tell no range how many, the largest value, and white, the least 2^n - 1 above."""
+    """How many files are 16-bit greys that tell no range; their largest value; and white, the least 2^n - 1 above."""
 
     def largest(path: Path) -> int | None:
         with contextlib.suppress(Exception), Image.open(path) as header:
@@ -145,7 +145,8 @@ def deep_greys(files: Sequence[Path]) -> tuple[int, int, int]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = [value for value in pool.map(largest, files) if value is not None]
-    return len(found), max(found, default=65535), (1 << max(1, max(found, default=65535).bit_length())) - 1
+    top = max(found, default=65535)
+    return len(found), top, (1 << max(1, top.bit_length())) - 1
 
 
 def resize(images: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
@@ -173,7 +174,7 @@ def each(index, size: int, work: Callable, told: str) -> Iterator:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         blocks = index.blocks(size) if index.blocks else [index.files]
         parts = (block[start : start + BLOCK] for block in blocks for start in range(0, len(block), BLOCK))
-        made = (one_made for part in parts for one_made in pool.map(one, part))
+        made = (image for part in parts for image in pool.map(one, part))
         yield from tqdm(made, told, len(index.labels), disable=None)
 
 

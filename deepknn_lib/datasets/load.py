@@ -171,12 +171,8 @@ def _medmnist(argument: str) -> dict:
         what = f"medmnist:{argument}: the sizes are 28, 64, 128 and 224, as in medmnist:bloodmnist@64"
         raise ValueError(f"{what}; the 2-D sets with one label an image are {', '.join(usable)}")
     info, side, end = INFO[flag], int(size or 28), "" if size in ("", "28") else f"_{size}"
-    file = {
-        "name": f"{flag}{end}.npz",
-        "url": info[f"url{end}"],
-        "checksum": f"md5:{info[f'MD5{end}']}",
-        "made": "",
-    }
+    file = {"name": f"{flag}{end}.npz", "url": info[f"url{end}"], "made": ""}
+    file["checksum"] = f"md5:{info[f'MD5{end}']}"
     title = f"{info['python_class']} (MedMNIST+, {side} × {side})"
     return {"title": title, "remotes": [file], "wanted": [file["name"]], "about": info | {"side": side}}
 

@@ -209,8 +209,9 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _is_image(path: Path) -> bool:
-    if path.suffix.lower() in SUFFIXES | DICOM or not path.is_file():
-        return path.suffix.lower() in SUFFIXES | DICOM
+    named = path.suffix.lower() in SUFFIXES | DICOM
+    if named or not path.is_file():
+        return named
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 

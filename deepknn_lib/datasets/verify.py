@@ -25,7 +25,6 @@ SIMILAR = 0.65  # of three real sets, different images stay below 0.59, 99.7 % o
 CONTRAST = 1.0  # grey levels; keeps the noise of smooth skin from counting as texture
 FLAT = 0.2  # thumbnails with less texture than this tell nothing; in real images it is 0.46 and more
 ROWS = 1024  # thumbnails compared at a time
-MIXED = "; do they show one patient or lesion?"
 LOOKS = ["unreadable", "content", "shorter side", "low", "high", "constant", "thumbnail"]
 
 
@@ -87,16 +86,16 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     looks = [(look, *[None] * 6) if isinstance(look, str) else look for look in looks]
     looks = pd.DataFrame(looks, ids, columns=LOOKS)
     tiny, plain = ids[looks["shorter side"] < 8], ids[looks["constant"] == 1]
-    kinds = pd.Series(names).groupby(groups).unique()
     has, should = Counter(names.tolist()), Counter(expected or names.tolist())
     off = [name for name in {**has, **should} if has[name] != should[name]]
+    kinds = pd.Series(names).groupby(groups).unique()
+    mixed = kinds[kinds.str.len() > 1].map(sorted).str.join(", ")
     told = {  # of one image, class or group
         ("error", "unreadable images"): looks["unreadable"].dropna(),
         ("error", "class counts"): {n: f"has {has[n]} images, not {should[n]}" for n in off},
         ("warning", "tiny images"): dict.fromkeys(tiny, "its shorter side has under 8 pixels"),
         ("warning", "constant images"): dict.fromkeys(plain, "all its pixels have one colour"),
-        ("warning", "groups of several classes"): kinds[kinds.str.len() > 1].map(sorted).str.join(", ")
-        + MIXED,
+        ("warning", "groups of several classes"): mixed + "; do they show one patient or lesion?",
     }
     found = [*load.flaws(index, folds)]
     found += [Finding(*kind, item, "", detail) for kind, of in told.items() for item, detail in of.items()]
@@ -108,18 +107,10 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     if high - low < 64:
         used = f"all values are from {low:g} to {high:g} of 0 to 255; are they stored as they should be?"
         found.append(Finding("warning", "range of values", detail=used))
-    cluster = np.arange(len(ids))
-    for i, j, kind, how in copies(looks):
-        cluster[j], known = cluster[i], groups[i] == groups[j]
-        how += ", in one group" if known else ", in different groups; remove one, or give both one group"
-        severity = "note" if known and kind == "near" else "warning"
-        found.append(Finding(severity, f"{kind} duplicates", ids[i], ids[j], how))
-        if names[i] != names[j]:
-            severity = "error" if kind == "exact" else "warning"
-            how = f"{names[i]} and {names[j]}; correct or remove one ({how})"
-            found.append(Finding(severity, "duplicates across classes", ids[i], ids[j], how))
+    copies, original = _copies(ids, names, groups, looks)
+    found += copies
     for split, fold in folds.items():
-        for what, key in (("duplicates", cluster), ("groups", groups)):
+        for what, key in (("duplicates", original), ("groups", groups)):
             leaks = (pd.Series(fold).groupby(key).transform("nunique").to_numpy() > 1)[fold == 1]
             if leaks.any():
                 share = f"{leaks.sum()} of {len(leaks)} test images ({leaks.mean():.1%}) have {what}"
@@ -138,8 +129,8 @@ def _look(pixels: np.ndarray) -> tuple:
     return None, content, min(pixels.shape[1:]), *ends, constant, np.asarray(grey)
 
 
-def copies(looks: pd.DataFrame) -> list[tuple[int, int, str, str]]:
-    """Pairs of an image and a later copy of it, in the order of the copies: their rows, "exact" or "near", and how."""
+def _copies(ids, names, groups, looks: pd.DataFrame) -> tuple[list[Finding], np.ndarray]:
+    """What is told of each copy, and the row of each image's original, which is its own where there is none."""
     read = looks.reset_index().dropna(subset="content")
     first = read.index.to_series().groupby(read["content"]).transform("first")
     pairs = [(i, j, "exact", "the same pixels") for j, i in first.items() if i != j]
@@ -147,7 +138,17 @@ def copies(looks: pd.DataFrame) -> list[tuple[int, int, str, str]]:
     for i, j, alike, turned in near_pairs(np.stack(large["thumbnail"])) if len(large) else ():
         how = f"similarity {alike:.2f}{', turned or mirrored' * turned}"
         pairs.append((large.index[i], large.index[j], "near", how))
-    return sorted(pairs, key=lambda pair: pair[1])
+    found, original = [], np.arange(len(ids))
+    for i, j, kind, how in sorted(pairs, key=lambda pair: pair[1]):
+        original[j], known = original[i], groups[i] == groups[j]
+        how += ", in one group" if known else ", in different groups; remove one, or give both one group"
+        severity = "note" if known and kind == "near" else "warning"
+        found.append(Finding(severity, f"{kind} duplicates", ids[i], ids[j], how))
+        if names[i] != names[j]:
+            severity = "error" if kind == "exact" else "warning"
+            how = f"{names[i]} and {names[j]}; correct or remove one ({how})"
+            found.append(Finding(severity, "duplicates across classes", ids[i], ids[j], how))
+    return found, original
 
 
 def near_pairs(thumbnails: np.ndarray) -> list[tuple[int, int, float, bool]]:
