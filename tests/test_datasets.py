@@ -104,7 +104,6 @@ def test_skin7_trains_on_everything_in_the_official_split(data):
     assert found.train.ids.tolist() == [row[0] for row in SKIN7] and not shared(found)
     assert found.test.ids.tolist() == [f"ISIC_{n:07d}" for n in range(90, 104)]
     assert found.test.labels.tolist() == [n % 7 for n in range(90, 104)]
-    assert np.abs(found.test.images[:, 0].mean((1, 2)) - range(90, 104)).max() <= 3
     assert len(load_dataset("skin7", "paper", 1, 24).train) == 56
     refused("fold 1, not 2", load_dataset, "skin7", "official", 2, 24)
 
@@ -171,7 +170,7 @@ def test_what_is_an_image_is_read_and_the_rest_is_named(data, moves, ids, number
 
 def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     root = sets.labels(class_folders(data / "x"))
-    (root / "images" / "new.png").write_bytes(b"without a row")
+    sets.put(root / "images" / "new.png", b"without a row")
     (root / "images" / "deep" / "loop").symlink_to(root / "images")  # counts nothing twice
     for name in (f"folder:{root}", f"folder:{root / 'images'}"):
         found, said = loaded(name, "grouped")
@@ -317,7 +316,9 @@ def test_the_catalogue_says_what_a_user_must_know():
         for remote in entry.remotes:  # known by a checksum, or by what they say once they are read
             assert re.fullmatch(r"md5:[0-9a-f]{32}", remote["checksum"] or "") or "paper" in entry.pins
         assert all(re.fullmatch("[0-9a-f]{64}", pin) for pin in entry.pins.values()), name
-        assert re.search(rf"^\| `{name}[`:]", guide, re.M), name
+        assert re.search(rf"^\| `{name}[`:]", guide, re.M) and callable(
+            getattr(load.readers, entry.reader)
+        ), name
     for name, theirs in (("skin7", "Skin-7"), ("pneumonia", "Pneumonia")):
         sizes = CATALOG[name].counts.values()
         assert [min(sizes), max(sizes)] == published.loc[theirs, ["smallest_class", "largest_class"]].tolist()

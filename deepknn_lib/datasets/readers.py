@@ -84,6 +84,7 @@ def check_rows(rows: pd.DataFrame, files: dict[str, Path], source: Path) -> None
 
 def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str) -> Index:
     """The index of a table (`image`, `class`, perhaps `group`, `part`) and files by id; ValueError if they differ."""
+    # Where a table has no groups, each image is a group of its own.
     rows = pd.DataFrame({"group": rows["image"]} | dict(rows)).sort_values("image", ignore_index=True)
     check_rows(rows, files, source)
     labels = rows["class"].map({name: label for label, name in enumerate(names)})
