@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import struct
 from pathlib import Path
 
@@ -22,6 +21,7 @@ REFUSED = json.loads(Path(__file__).with_name("bad_input.json").read_text(encodi
 ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official columns
 # of each image its id, class, lesion and fold
 SKIN7 = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7], f"HAM_{n % 7}_{n // 14}", n // 7 % 5 + 1) for n in range(70)]
+ROWS = pd.DataFrame(SKIN7, columns=["image", "dx", "lesion_id", "test_fold"])
 
 
 def refused(said, call, *args, error=(ValueError, OSError)):
@@ -32,14 +32,30 @@ def refused(said, call, *args, error=(ValueError, OSError)):
     return str(caught.value)
 
 
+def put(path, content):
+    """A file of bytes, text, lines, a table or pixels; its folders are made, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, pd.DataFrame):
+        content.to_csv(path, index=False, sep="\t" if path.suffix == ".tab" else ",")
+    elif isinstance(content, np.ndarray):
+        Image.fromarray(content).save(path)
+    else:
+        path.write_text(content if isinstance(content, str) else "\n".join([*content, ""]))
+
+
+def pictures(folder, ids):
+    """An image for each id, whose colour tells which one it is."""
+    for name, n in ((name, int(name[5:])) for name in ids):
+        put(folder / f"{name}.jpg", np.full((45, 60, 3), (n, 2 * n, 255 - n), np.uint8))
+
+
 def challenge(root, task, rows):
-    """Images and one-hot classes as a part of the challenge has them; the colour tells which image it is."""
-    for part in ("Input", "GroundTruth"):
-        (root / f"{task}_{part}").mkdir(parents=True)
-    for name, n in zip(rows["image"], rows["image"].str[5:].astype(int), strict=True):
-        Image.new("RGB", (60, 45), (n, 2 * n, 255 - n)).save(root / f"{task}_Input" / f"{name}.jpg")
+    """Images and one-hot classes as a part of the challenge has them."""
+    pictures(root / f"{task}_Input", rows["image"])
     truth = rows[["image"]].assign(**{name: (rows["dx"] == name.lower()) * 1.0 for name in ORDER})
-    truth.to_csv(root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", index=False)
+    put(root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", truth)
 
 
 def skin7_test(root):
@@ -50,25 +66,19 @@ def skin7_test(root):
 
 def skin7(data):
     """The official layout: 70 images of 35 lesions, two views of each."""
-    root, rows = data / "skin7", pd.DataFrame(SKIN7, columns=["image", "dx", "lesion_id", "test_fold"])
-    challenge(root, TASK, rows)
-    rows[["image", "lesion_id"]].to_csv(root / f"{TASK}_LesionGroupings.csv", index=False)
-    rows[["image", "test_fold"]].to_csv(root / "folds.csv", index=False)
+    challenge(root := data / "skin7", TASK, ROWS)
+    put(root / f"{TASK}_LesionGroupings.csv", ROWS[["image", "lesion_id"]])
+    put(root / "folds.csv", ROWS[["image", "test_fold"]])
     return root
 
 
 def dataverse(data, metadata="HAM10000_metadata.csv"):
     """The same images as Harvard Dataverse has them: two folders, one table in another order, other columns."""
-    root = data / "skin7" if (data / "skin7").exists() else skin7(data)
-    rows = pd.DataFrame([(lesion, name, dx) for name, dx, lesion, _ in reversed(SKIN7)])
-    separator = "\t" if metadata.endswith(".tab") else ","
-    rows.to_csv(root / metadata, index=False, sep=separator, header=["lesion_id", "image_id", "dx"])
-    first, second = (root / f"HAM10000_images_part_{part}" for part in (1, 2))
-    (root / f"{TASK}_Input").rename(first)
-    second.mkdir()
-    for name, *_ in SKIN7[35:]:
-        (first / f"{name}.jpg").rename(second / f"{name}.jpg")
-    shutil.rmtree(root / f"{TASK}_GroundTruth")
+    root = data / "skin7"
+    for part in (1, 2):
+        pictures(root / f"HAM10000_images_part_{part}", ROWS["image"][35 * part - 35 : 35 * part])
+    put(root / metadata, ROWS[::-1].rename(columns={"image": "image_id"})[["lesion_id", "image_id", "dx"]])
+    put(root / "folds.csv", ROWS[["image", "test_fold"]])
     return root
 
 
@@ -76,41 +86,12 @@ def class_folders(root, numbers=range(10), groups=False):
     """Two classes of noise around a grey that `grey` tells from the file's name; two images of each patient."""
     rng, lines = np.random.default_rng(0), ["file,patient_id"]
     for c, name in enumerate(("healthy", "ill")):
-        (root / name).mkdir(parents=True)
         for n in numbers:
             noise = rng.integers(-15, 16, (48, 48)) + grey(f"{name}/{n}.png")
-            Image.fromarray(noise.astype(np.uint8)).save(root / name / f"{n}.png")
+            put(root / name / f"{n}.png", noise.astype(np.uint8))
             lines.append(f"{name}/{n}.png,P{c}{n // 2}")
     if groups:
-        (root / "groups.csv").write_text("\n".join([*lines, ""]))
-    return root
-
-
-def labels(root):
-    """The same without class folders: `labels.csv` above images/, named in several ways; its column tells patients."""
-    (root / "images" / "deep").mkdir(parents=True)
-    lines = ["image,label,patient"]
-    for path in sorted(root.glob("*/*.png")):
-        n, new = int(path.stem), f"{path.parent.name}_{path.stem}"
-        path.rename(root / "images" / ("deep" if n % 2 else ".") / f"{new}.png")
-        named = (f"images/{new}.png", f"deep/{new}.png", f"{new}.png", new)[n % 4]
-        lines.append(f"{named},{path.parent.name},P{new[0]}{n // 2}")
-        (root / "labels.csv").write_text("\n".join([*lines, ""]))
-    for name in ("healthy", "ill"):
-        (root / name).rmdir()
-    return root
-
-
-def parts(root):
-    """The same as Training/ and Testing/ beside what an archive of a Mac holds."""
-    for n, path in enumerate(sorted(root.glob("*/*.png"))):
-        target = root / ("Training", "Testing")[n % 2] / path.relative_to(root)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-    (root / "__MACOSX").mkdir()
-    for name in ("healthy", "ill"):
-        (root / name / "._0.png").write_bytes(b"of a Mac")
-        (root / name).rename(root / "__MACOSX" / name)
+        put(root / "groups.csv", lines)
     return root
 
 
@@ -118,31 +99,60 @@ def grey(file):
     return 20 + 120 * ("ill" in file) + 8 * int(file.split("/")[-1][:-4])
 
 
+def move(root, pattern, target):
+    """Every file of the pattern to where the target says, by `c`, its folder, and `n`, its name without extension."""
+    for path in sorted(root.glob(pattern)):
+        (new := root / target(path.parent.name, path.stem)).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+
+
+def labels(root):
+    """The same without class folders: `labels.csv` above images/, named in several ways; its column tells patients."""
+    lines = ["image,label,patient"]
+    for path in sorted(root.glob("*/*.png")):
+        n, kind = int(path.stem), path.parent.name
+        new = f"{kind}_{n}"
+        named = (f"images/{new}.png", f"deep/{new}.png", f"{new}.png", new)[n % 4]
+        lines.append(f"{named},{kind},P{new[0]}{n // 2}")
+    move(root, "*/*.png", lambda c, n: f"images/{'deep/' * (int(n) % 2)}{c}_{n}.png")
+    put(root / "labels.csv", lines)
+    for name in ("healthy", "ill"):
+        (root / name).rmdir()
+    return root
+
+
+def parts(root):
+    """The same as Training/ and Testing/ beside what an archive of a Mac holds."""
+    move(root, "*/*.png", lambda c, n: f"{('Training', 'Testing')[int(n) % 2]}/{c}/{n}.png")
+    for name in ("healthy", "ill"):
+        put(root / "__MACOSX" / name / "._0.png", b"of a Mac")
+        (root / name).rmdir()
+    return root
+
+
 def mnist(data):
     """Files as torchvision unpacks them: 50 training and 20 test images, brightness tells the digit."""
-    (raw := data / "mnist" / "MNIST" / "raw").mkdir(parents=True)
     for part, n in (("train", 50), ("t10k", 20)):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        images = struct.pack(">IIII", 2051, n, 28, 28) + np.repeat(labels * 20, 28 * 28).tobytes()
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + labels.tobytes())
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(images)
+        digits, raw = np.arange(n, dtype=np.uint8) % 10, data / "mnist" / "MNIST" / "raw"
+        images = struct.pack(">IIII", 2051, n, 28, 28) + np.repeat(digits * 20, 28 * 28).tobytes()
+        put(raw / f"{part}-labels-idx1-ubyte", struct.pack(">II", 2049, n) + digits.tobytes())
+        put(raw / f"{part}-images-idx3-ubyte", images)
 
 
 def stl10(data):
-    (folder := data / "stl10" / "stl10_binary").mkdir(parents=True)
     for part, n in (("train", 50), ("test", 20)):
-        labels = np.arange(n, dtype=np.uint8) % 10
-        (folder / f"{part}_y.bin").write_bytes((labels + 1).tobytes())
-        (folder / f"{part}_X.bin").write_bytes(np.repeat(labels * 20, 3 * 96 * 96).tobytes())
+        kinds, folder = np.arange(n, dtype=np.uint8) % 10, data / "stl10" / "stl10_binary"
+        put(folder / f"{part}_y.bin", (kinds + 1).tobytes())
+        put(folder / f"{part}_X.bin", np.repeat(kinds * 20, 3 * 96 * 96).tobytes())
 
 
 def medmnist(data, file="bloodmnist_64.npz", shape=(64, 64, 3), classes=8):
     (data / "medmnist").mkdir(parents=True, exist_ok=True)
     arrays = {}
     for part, n in (("train", 5 * classes), ("val", 2 * classes), ("test", 3 * classes)):
-        labels = np.arange(n, dtype=np.uint8)[:, None] % classes
-        images = np.repeat(labels * 20, np.prod(shape)).reshape(n, *shape)
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
+        kinds = np.arange(n, dtype=np.uint8)[:, None] % classes
+        images = np.repeat(kinds * 20, np.prod(shape)).reshape(n, *shape)
+        arrays |= {f"{part}_images": images, f"{part}_labels": kinds}
     np.savez_compressed(data / "medmnist" / file, **arrays)
     return data / "medmnist"
 
@@ -170,12 +180,11 @@ def dicom(stored, photometric="MONOCHROME2", bits=8, jpeg=None, **tags):
 
 def pneumonia(data):
     """The layout of Kaggle's archive: a DICOM for each of 30 patients, a table with a row a box."""
-    (folder := data / "pneumonia" / "stage_2_train_images").mkdir(parents=True)
-    lines = ["patientId,class"]
+    root, lines = data / "pneumonia", ["patientId,class"]
     for n in range(30):
         lines += [f"{n:08d}-aa,{PNEUMONIA_CLASSES[n % 3]}"] * (3 if n % 3 == 2 else 1)
         image = np.full((64, 64), 5 * n, np.uint8)
         jpeg = saved(Image.fromarray(image), "JPEG", quality=95)
-        (folder / f"{n:08d}-aa.dcm").write_bytes(dicom(image, jpeg=jpeg))
-    (folder.parent / "stage_2_detailed_class_info.csv").write_text("\n".join([*lines, ""]))
-    return folder.parent
+        put(root / "stage_2_train_images" / f"{n:08d}-aa.dcm", dicom(image, jpeg=jpeg))
+    put(root / "stage_2_detailed_class_info.csv", lines)
+    return root

@@ -16,7 +16,7 @@ from unittest import mock
 import medmnist
 import pytest
 import sets
-from sets import ORDER, SKIN7, TASK, refused
+from sets import SKIN7, TASK, put, refused
 
 from deepknn_lib.datasets import CATALOG, dataset_digest, download, load_dataset
 
@@ -26,10 +26,10 @@ MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files` as the next entry of `server.plan` says, or as `server.always` does."""
+    """Serves `server.files` as the next entry of `server.plan` says."""
 
     def do_GET(self):
-        how = self.server.plan.pop(0) if self.server.plan else self.server.always
+        how = self.server.plan.pop(0) if self.server.plan else {}
         self.server.asked.append(self.headers.get("Range", ""))
         body = how.get("body", self.server.files.get(Path(self.path).name))
         start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if how.get("ranges", True) else 0
@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    vars(server).update(files={"data.bin": BODY}, plan=[], always={}, asked=[])
+    vars(server).update(files={"data.bin": BODY}, plan=[], asked=[])
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -69,8 +69,9 @@ def get(server, folder, checksum=MD5, url=None):
     return server.asked
 
 
-ALL, CUT = "bytes=0-", {"cut": 131_072}
-# the part that is there, its checksum, what the server does; which ranges are asked for
+ALL, CUT, PAGE = "bytes=0-", {"cut": 131_072}, {"body": b"<html>please log in</html>"}
+OTHER, LOST = "data.bin gave another file than expected .*(MD5|md5)", r"could not download .*data.bin \("
+# the part that is there, its checksum, what the server does; which ranges are asked for, or what is said in the end
 PLANS = {
     "nothing wrong": (b"", MD5, [], [ALL]),
     "cuts": (b"", MD5, [CUT, {"cut": 65_536}], [ALL, "bytes=131072-", "bytes=196608-"]),
@@ -81,30 +82,28 @@ PLANS = {
     "a part of an earlier call": (BODY[:99], MD5, [], ["bytes=99-"]),
     "a whole part is only compared": (BODY, MD5, [], ["bytes=400000-"]),
     "nothing to compare a part with": (BODY[:99], None, [], [ALL]),
+    "not there": (b"", MD5, [{"status": 404}] * 4, f"{LOST}404"),
+    "always wrong bytes": (b"", MD5, [{"body": ZEROS}] * 4, OTHER),
+    "always a page": (b"", MD5, [PAGE] * 4, OTHER),
+    "always cut": (b"", MD5, [{"cut": 0, "ranges": False}] * 4, LOST),
 }
 
 
-@pytest.mark.parametrize(("part", "checksum", "plan", "ranges"), PLANS.values(), ids=list(PLANS))
-def test_a_download_goes_on_where_it_stopped(server, tmp_path, part, checksum, plan, ranges):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / ".data.bin.part").write_bytes(part)
-    server.plan = list(plan)
+@pytest.mark.parametrize("case", PLANS)
+def test_a_download_goes_on_where_it_stopped_or_says_the_steps_by_hand(server, tmp_path, case):
+    part, checksum, plan, wanted = PLANS[case]
+    folder, server.plan = tmp_path / "x", list(plan)
+    if part:
+        put(folder / ".data.bin.part", part)
+    if isinstance(wanted, str):
+        error = ValueError if wanted == OTHER else GONE
+        assert refused(wanted, get, server, folder, error=error).endswith("By hand: open the page.")
+        assert left(folder) == [".data.bin.part"] * (case == "always cut") and not server.plan
+        nowhere = "http://127.0.0.1:1/"
+        refused(f"could not download {nowhere}", get, server, folder, MD5, nowhere, error=GONE)
+        return
     for _ in range(2):  # It is not fetched again.
-        assert get(server, tmp_path / "x", checksum) == ranges
-
-
-@pytest.mark.parametrize(("always", "error", "said", "remains"), [
-    ({"status": 404}, GONE, "could not download .*data.bin .404", []),
-    ({"body": ZEROS}, ValueError, "data.bin gave another file than expected .*MD5|md5", []),
-    ({"body": b"<html>please log in</html>"}, ValueError, "data.bin gave another file than expected", []),
-    ({"cut": 0, "ranges": False}, GONE, r"could not download .*data.bin \(.*\)", [".data.bin.part"]),
-])  # fmt: skip
-def test_what_never_comes_right_says_the_steps_by_hand(server, tmp_path, always, error, said, remains):
-    server.always = always
-    assert refused(said, get, server, tmp_path, error=error).endswith("By hand: open the page.")
-    assert left(tmp_path) == remains and len(server.asked) == 1 + module.RETRIES
-    nowhere = "http://127.0.0.1:1/"
-    refused(f"could not download {nowhere}", get, server, tmp_path, MD5, nowhere, error=GONE)
+        assert get(server, folder, checksum) == wanted
 
 
 @pytest.mark.parametrize(("where", "call", "number"), [(os, "replace", 28), (Path, "mkdir", 13)])
@@ -130,14 +129,13 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
     root, files, third = sets.skin7(data), server.files, "split_data_3_fold_test.csv"
     sets.skin7_test(root)
     before, images = dataset_digest("skin7", "paper", 2, 24), f"{TASK}_Input.zip"
-    for folder in root.glob("ISIC2018_Task3_*/"):
-        if folder.is_dir():
-            archive = shutil.make_archive(str(tmp_path / folder.name), "zip", root, folder.name)
-            files[f"{folder.name}.zip"] = Path(archive).read_bytes()
+    for folder in [path for path in root.glob("ISIC2018_Task3_*") if path.is_dir()]:
+        archive = shutil.make_archive(str(tmp_path / folder.name), "zip", root, folder.name)
+        files[f"{folder.name}.zip"] = Path(archive).read_bytes()
     files[f"{TASK}_LesionGroupings.csv"] = (root / f"{TASK}_LesionGroupings.csv").read_bytes()
-    for fold in range(1, 6):
-        lines = [f"{name}.jpg,{ORDER.index(dx.upper())}" for name, dx, _, of in SKIN7 if of == fold]
-        files[f"split_data_{fold}_fold_test.csv"] = "\n".join(["image_test,label", *lines, ""]).encode()
+    for fold, rows in sets.ROWS.groupby("test_fold"):
+        table = rows.assign(image_test=rows["image"] + ".jpg")[["image_test"]]
+        files[f"split_data_{fold}_fold_test.csv"] = table.to_csv(index=False).encode()
     files[Path(CATALOG["skin7"].remotes[7]["url"]).name] = f"image_id,split\n{SKIN7[0][0]},test\n".encode()
     shutil.rmtree(data)
     at_home(monkeypatch, "skin7", server)
@@ -151,8 +149,8 @@ def test_skin7_is_downloaded_unpacked_and_split(data, server, monkeypatch, tmp_p
     for _ in range(2):  # what was there is not fetched again
         assert download("skin7") == root and len(server.asked) == 1
     assert dataset_digest("skin7", "paper", 2, 24) == before and not list(root.glob("*.zip"))
-    assert len(load_dataset("skin7", "dermamnist-c", 1, 24).test) == 1
-    assert len(load_dataset("skin7", "official", 1, 24).test) == 14
+    sizes = [len(load_dataset("skin7", split, 1, 24).test) for split in ("dermamnist-c", "official")]
+    assert sizes == [1, 14]
 
 
 def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, monkeypatch):
@@ -192,12 +190,12 @@ def zipped(*members):
 
 def test_unpack_and_once_more(tmp_path):
     names, folder = ["images/Größe ü 1.png", "images/deep er/b.txt", "top.csv"], tmp_path / "to"
-    (folder / ".set.zip.unpacking" / "old").mkdir(parents=True)  # of a process that was killed
-    (folder / "top.csv").write_bytes(b"mine")
+    put(folder / ".set.zip.unpacking" / "old" / "x", "of a process that was killed")
+    put(folder / "top.csv", "mine")
     for _ in range(2):
-        (tmp_path / "set.zip").write_bytes(zipped(("images/", b""), *((n, n.encode()) for n in names)))
+        put(tmp_path / "set.zip", zipped(("images/", b""), *((n, n.encode()) for n in names)))
         module.unpack(tmp_path / "set.zip", folder)
-        assert left(folder) == ["images", "top.csv"] and (folder / "top.csv").read_bytes() == b"mine"
+        assert left(folder) == ["images", "top.csv"] and (folder / "top.csv").read_text() == "mine"
         assert all((folder / name).read_bytes() == name.encode() for name in names[:2])
 
 

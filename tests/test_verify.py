@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
-from sets import class_folders
+from sets import class_folders, put, saved
 
 from deepknn_lib.datasets import verify as module
 from deepknn_lib.datasets.readers import Index
@@ -48,8 +48,7 @@ def rows(table):
 
 
 def jpeg(image, quality=40):
-    Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(image), "JPEG", quality=quality))))
 
 
 def resized(image, share):
@@ -173,7 +172,7 @@ def test_the_report_is_printed_and_written_and_its_status_says_whether_to_train(
     assert said.count("nothing found") == 12 and said.count("not known: no groups are given") == 2
     assert re.search("no groups +0 +1 +0 +no groups are given", said)
     assert not re.search("across the split.*grouped", said)
-    (root / "healthy" / "3.png").write_bytes(b"")
+    put(root / "healthy" / "3.png", b"")
     assert module.report(f"folder:{root}", tmp_path / "found.csv") == 1
     found = pd.read_csv(tmp_path / "found.csv", keep_default_na=False)
     assert rows(found)[1].startswith("error unreadable images healthy/3.png")

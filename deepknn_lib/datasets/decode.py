@@ -3,13 +3,12 @@
 import contextlib
 import functools
 import io
-import itertools
 import math
 import os
 import shlex
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps
 from deepknn_lib.storage import claim, data_dir, digest, set_aside, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
+DEEP = "FI"  # the first letter of Pillow's modes of more than 8 bits
 CHECKSUM = 4  # bytes
 BLOCK = 500  # images held in memory at a time
 IN_MEMORY = 8 * 10**9  # bytes; a part of a data set that takes more stays on disk
@@ -79,7 +79,7 @@ def open_image(path: Path, top: int = 65535) -> Image.Image:
         image.load()
         with contextlib.suppress(Exception):  # a broken EXIF block is no reason to refuse an image
             ImageOps.exif_transpose(image, in_place=True)
-        if image.mode[0] in "FI":
+        if image.mode[0] in DEEP:
             image = _grey(image, data, top)
         if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -94,24 +94,30 @@ def open_image(path: Path, top: int = 65535) -> Image.Image:
 
 def _grey(image: Image.Image, data: bytes, top: int) -> Image.Image:
     """Greys of more than 8 bits as 8 bits; see `open_image`. TIFF's tag 262 says whether zero is white."""
-    tags, greys = getattr(image, "tag_v2", {}), np.asarray(image)
+    greys, tags = np.asarray(image), getattr(image, "tag_v2", {})
     low, high = greys.min(), greys.max()
     if image.mode == "F" or low < 0 or high > 65535 or tags.get(262) == 0:
         raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
-    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: how many bits mean something
-    bits, start, end = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0], 0, 0
-    if 341 in tags:  # TIFF's largest value, and its smallest
-        start, end = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (340, 341))
-    elif bits < 16:
-        # A PNG should hold few bits as the upper ones of 16. A program that did not know this leaves other bits set.
-        lower = chunk < 0 or (high < 1 << bits and (greys % (1 << 16 - bits)).any())
-        end = (1 << bits) - 1 if lower else 65535
-    told = start < end
-    start, end = (start, end) if told else (0, top)
-    shares = np.clip((greys.astype(float) - start) / ((end - start) / 255), 0, 255)
-    made = Image.fromarray(np.rint(shares).astype(np.uint8))
+    told = _told_range(greys, data, tags)
+    black, white = told or (0, top)
+    shares = (greys.astype(float) - black) / ((white - black) / 255)
+    made = Image.fromarray(np.rint(np.clip(shares, 0, 255)).astype(np.uint8))
     made.info = {} if told else {"largest": int(high)}
     return made
+
+
+def _told_range(greys: np.ndarray, data: bytes, tags: dict) -> tuple[float, float] | None:
+    """The values of black and white that the header of a PNG or TIFF tells."""
+    if 341 in tags:  # TIFF's largest value; 340 is its smallest.
+        black, white = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (340, 341))
+        return (black, white) if black < white else None
+    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: how many bits mean something
+    bits = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0]
+    if not 0 < bits < 16:
+        return None
+    # A PNG should hold few bits as the upper ones of 16. A program that did not know this leaves other bits set.
+    upper = chunk > 0 and (greys.max() >= 1 << bits or not (greys % (1 << 16 - bits)).any())
+    return 0, 65535 if upper else (1 << bits) - 1
 
 
 def _dicom(file: io.BytesIO) -> Image.Image:
@@ -130,98 +136,94 @@ def _dicom(file: io.BytesIO) -> Image.Image:
     return Image.fromarray(np.rint(shares * 255).astype(np.uint8)).convert("RGB")
 
 
+def deep_greys(files: Sequence[Path]) -> tuple[int, int, int]:
+    """How many files are 16-bit greys that tell no range; their largest value; and white, the least 2^n - 1 above."""
+
+    def largest(path: Path) -> int | None:
+        with contextlib.suppress(Exception), Image.open(path) as header:
+            return open_image(path).info.get("largest") if header.mode[0] in DEEP else None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = [value for value in pool.map(largest, files) if value is not None]
+    top = max(found, default=65535)
+    return len(found), top, (1 << max(1, top.bit_length())) - 1
+
+
 def resize(images: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
     """Uint8 (N, C, H, W) to (N, C, size, size), averaged where it shrinks, as Pillow does it (within 1)."""
     given = torch.from_numpy(np.array(images, order="C"))
     return torch.nn.functional.interpolate(given, (size, size), mode=interpolation, antialias=True).numpy()
 
 
-def each(index, size: int, work: Callable, told: str, deep: dict[int, int]) -> Iterator[tuple[int, object]]:
-    """The row, and what `work` makes of it, of every image of an `Index`, uint8 (C, H, W); or why it cannot be read.
+def each(index, size: int, work: Callable, told: str) -> Iterator:
+    """What `work` makes of each image of an `Index`, uint8 (C, H, W), in order; a text where one cannot be read.
 
-    `deep` gets the largest value of each image of 16-bit greys that does not tell its range. If all of them keep to the
-    lower of their 16 bits, they are scaled by as many bits as they use together, and come a second time.
+    Greys of 16 bits that do not tell their range are scaled by as many bits as all of them use together.
     """
     from tqdm import tqdm
 
-    def one(source: Path | np.ndarray, row: int, top: int = 65535):
+    *_, top = deep_greys(index.files)
+
+    def one(source: Path | np.ndarray):
         try:
-            if not index.files:
-                return row, work(source)
-            image = open_image(source, top)
-            if "largest" in image.info:
-                deep[row] = image.info["largest"]
-            return row, work(np.asarray(image).transpose(2, 0, 1))
+            return work(source if index.blocks else np.asarray(open_image(source, top)).transpose(2, 0, 1))
         except ValueError as error:
-            return row, f"{source} {error}"
+            return f"{source} {error}"
 
     # Pillow decodes without Python's lock, so that threads help; a block at a time bounds the memory.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(index), desc=told, disable=None) as bar:
-        rows = itertools.count()
-        for block in index.blocks(size) if index.blocks else [index.files]:
-            for start in range(0, len(block), BLOCK):
-                for result in pool.map(one, block[start : start + BLOCK], rows):
-                    bar.update()
-                    yield result
-        again = sorted(deep) if white(deep) < 65535 else []
-        for start in range(0, len(again), BLOCK):
-            part = again[start : start + BLOCK]
-            yield from pool.map(one, [index.files[row] for row in part], part, itertools.repeat(white(deep)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = index.blocks(size) if index.blocks else [index.files]
+        parts = (block[start : start + BLOCK] for block in blocks for start in range(0, len(block), BLOCK))
+        made = (image for part in parts for image in pool.map(one, part))
+        yield from tqdm(made, told, len(index.labels), disable=None)
 
 
-def white(deep: dict[int, int]) -> int:
-    """The smallest 2^n - 1 that is not below the largest of some values: what is white if they use n bits."""
-    return (1 << max(1, max(deep.values(), default=65535).bit_length())) - 1
+def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
+    """All images of an `Index` squashed to squares: uint8 (N, C, size, size), read-only and mapped from a copy on disk.
 
-
-def decode(index, name: str, file_name: str, size: int, interpolation: str) -> np.ndarray:
-    """All images of an `Index` squashed to squares, decoded once and then read from a copy on disk.
-
-    They are uint8 (N, C, size, size), memory-mapped and read-only, so that a set larger than memory works. The copy is
-    known by the files' paths, sizes and times of change, and ends with its checksum. One that is damaged is set aside,
-    with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an OSError of a
-    full disk; nothing half made remains.
+    The copy is known by the files' paths, sizes and times of change, and ends with its checksum; one that is damaged is
+    set aside, with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an
+    OSError of a full disk; nothing half made remains.
     """
     stats = ((path, path.stat()) for path in index.files if path.exists())
     key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns}" for path, at in stats))
-    path = data_dir() / "cache" / f"{file_name}-{size}-{interpolation}-{key}.uint8"
-    shape = (len(index), index.channels, size, size)
-    if not _is_whole(path, math.prod(shape)):
+    path = data_dir() / "cache" / f"{entry.file_name}-{size}-{interpolation}-{key}.uint8"
+    shape = (len(index.labels), index.channels, size, size)
+
+    def whole() -> bool:
+        return path.is_file() and _is_whole(path, math.prod(shape), path.stat().st_mtime_ns)
+
+    if not whole():
         with claim(path):
-            if not _is_whole(path, math.prod(shape)):  # Another process may have made it meanwhile.
-                _make(path, index, name, shape, interpolation)
+            if not whole():  # Another process may have made it meanwhile.
+                _make(path, index, entry.name, shape, interpolation)
     return np.memmap(path, np.uint8, "r", shape=shape)
 
 
 def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> None:
     """Decode all images into `path`; a damaged copy that is there is kept aside."""
-    size, total, bad = shape[2], math.prod(shape), []
+    size, total, checksum, bad = shape[2], math.prod(shape), 0, []
     if path.exists() and path.stat().st_size != total:  # without a checksum: of an earlier version
         warnings.warn(set_aside(path, ValueError("its checksum is another one")), stacklevel=4)
-    resized = each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}", {})
     with whole_file(path) as temporary, open(temporary, "wb") as file:
-        for row, image in resized:
+        for image in each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}"):
             if isinstance(image, str):
                 bad.append(image)
             else:
-                file.seek(row * image.nbytes)
                 file.write(image)  # A memory map would end the process when the disk is full.
+                checksum = zlib.crc32(image, checksum)
         if bad:
             told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
-            raise ValueError(f"{len(bad)} of {len(index)} images are bad: {'; '.join(bad[:3])}. {told}")
-        if file.seek(0, os.SEEK_END) != total:
-            raise ValueError(f"{name} has not {len(index)} images of {shape[1:]}; get it again")
-        file.write(zlib.crc32(np.memmap(temporary, np.uint8, "r")).to_bytes(CHECKSUM, "little"))
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    """Whether a copy of `size` bytes is there and ends with the right checksum."""
-    there = path.is_file() and path.stat().st_size == size + CHECKSUM
-    return there and _is_right(path, path.stat().st_mtime_ns)
+            raise ValueError(f"{len(bad)} of {shape[0]} images are bad: {'; '.join(bad[:3])}. {told}")
+        if file.tell() != total:
+            raise ValueError(f"{name} has not {shape[0]} images of {shape[1:]}; get it again")
+        file.write(checksum.to_bytes(CHECKSUM, "little"))
 
 
 @functools.cache
-def _is_right(path: Path, _: int) -> bool:
-    """Whether a file ends with the checksum of its other bytes; once a process, 2 GB in two seconds."""
+def _is_whole(path: Path, size: int, _: int) -> bool:
+    """Whether a file holds `size` bytes and then their checksum; asked once a process, 2 GB in two seconds."""
+    if path.stat().st_size != size + CHECKSUM:
+        return False
     content = np.memmap(path, np.uint8, "r")
     return zlib.crc32(content[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == content[-CHECKSUM:].tobytes()

@@ -6,9 +6,8 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from deepknn_lib.datasets.load import by_hand, entry_of, index_of, place
-from deepknn_lib.datasets.readers import medmnist_info
-from deepknn_lib.storage import claim, data_dir, room_for
+from deepknn_lib.datasets.load import entry_of, index_of, place
+from deepknn_lib.storage import claim, room_for
 
 RETRIES, TIMEOUT = 3, (10, 60)  # after a first try; seconds to connect, and between two bytes
 
@@ -19,22 +18,21 @@ def download(name: str) -> Path:
     A ValueError says that the set cannot be downloaded, or that another file came than expected; an OSError that there
     is no network, the server refuses, or the disk is full. The message says what to do.
     """
-    entry, kind, argument = entry_of(name)
+    entry = entry_of(name)
     print(f"{entry.title}. Licence: {entry.licence}. Cite: {entry.citation}")
-    root, remotes = data_dir() / kind, [medmnist_info(argument)] if kind == "medmnist" else entry.remotes
-    if not remotes:
-        what = f"{name} cannot be downloaded by a program. {by_hand(name)}"
+    if not entry.remotes:
+        what = f"{name} cannot be downloaded by a program. {entry.by_hand}"
         raise ValueError(what if entry.page and entry.wanted else f"{name} needs no download")
-    with room_for(root):
+    with room_for(root := entry.root):
         root.mkdir(parents=True, exist_ok=True)
         with claim(root / "download"):
-            for remote in remotes:
+            for remote in entry.remotes:
                 if not (root / (remote["made"] or remote["name"])).exists():
-                    fetch(remote["url"], root / remote["name"], remote["checksum"], by_hand(name))
+                    fetch(remote["url"], root / remote["name"], remote["checksum"], entry.by_hand)
                     if remote["name"].endswith(".zip"):
                         unpack(root / remote["name"], root)
-    index_of(name)  # Torchvision unpacks its sets when they are first read.
-    return place(name)
+    index_of(entry)  # Torchvision unpacks its sets when they are first read.
+    return place(entry)
 
 
 def fetch(url: str, path: Path, checksum: str | None, manual: str) -> None:

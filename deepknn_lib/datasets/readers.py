@@ -1,11 +1,12 @@
-"""Readers: each turns a folder in a known layout into an `Index`, or says what is wrong in it, and opens no image."""
+"""Readers: each turns an entry of the catalogue, and a split, into an `Index`, or says what is wrong in the folder."""
 
+import contextlib
 import functools
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +19,16 @@ from deepknn_lib.storage import digest
 
 _ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
 CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
+PARTS = dict.fromkeys("train training val valid validation".split(), "train") | {
+    "test": "test",
+    "testing": "test",
+}
 SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .avif .jp2 .j2k .jpx .pbm .pgm .ppm .pnm"
 SUFFIXES = {*SUFFIXES.split(), ".tga", ".pcx", ".psd", ".sgi", ".ico"}
 DICOM = {".dcm", ".dicom", ".ima"}
 TEXTS = {".csv", ".txt", ".md", ".json", ".xml", ".html", ".pdf", ".db", ".ini"}  # nobody misses them
-PARTS = {name: "train" for name in ("train", "training", "val", "valid", "validation")}
-PARTS |= {"test": "test", "testing": "test"}
-UNIT = re.compile(r"[_ ]?id$", re.I)  # what the name of a column of groups has besides the unit
 COUNTER = re.compile(r"(.*\d.*?)[-_ .(]+\d{1,4}\)?")  # what numbers the images of one patient: 00002658_001
+UNIT = re.compile(r"[_ ]?id$", re.I)  # what the name of a column of groups has besides the unit
 FOLDS = {f"{n}": n for n in range(1, 6)} | {"train": 0, "val": -1, "test": 1}  # in files of splits
 
 
@@ -42,12 +45,8 @@ class Index:
     key: str = ""  # names what made the arrays; files are known by size and time of change
     parts: np.ndarray | None = None  # "train" or "test" (N,), where a set comes in two parts
     channels: int = 3
-    title: str = ""  # where it says more than the catalogue's
     unit: str = ""  # what a group is, such as "patient"; empty where no groups are given
     notes: tuple[str, ...] = ()  # what the reader left out or took on trust
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
@@ -64,38 +63,43 @@ def table(path: Path, *columns: str) -> pd.DataFrame:
     return rows
 
 
-def some(names: Iterable[str], what: str) -> str:
+def some(names: Sequence[str], what: str) -> str:
     """How many there are, and the first three by name."""
-    names = [*names]
     return f"{len(names)} {what} ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
 
 
-def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str, **known) -> Index:
-    """The index of a table's rows (image, class, group) and the files by id; ValueError if they do not fit."""
-    rows = rows.set_axis(["image", "class", "group"], axis=1).sort_values("image", ignore_index=True)
+def _refuse(source: Path, images: Sequence[str], what: str) -> None:
+    if len(images):
+        raise ValueError(f"{source}: {some(images, 'images')} are {what}")
+
+
+def check_rows(rows: pd.DataFrame, files: dict[str, Path], source: Path) -> None:
+    """ValueError unless a table (`image`, `group`) names each file once, and gives it a group."""
     images = rows["image"]
-    checks = {
-        "named twice; keep one row": images[images.duplicated()],
-        "without a file; unpack again, or remove the row": images[~images.isin([*files])],
-        "files without a row; add one or remove the image": sorted(files.keys() - {*images}),
-        f"of an unknown class; the classes are {', '.join(names)}": images[~rows["class"].isin(names)],
-        "without a lesion or patient; give them one": images[rows["group"] == ""],
-    }
-    for what, wrong in checks.items():
-        if len(wrong):
-            raise ValueError(f"{source}: {some(wrong, 'images')} are {what}")
-    labels = rows["class"].map({name: label for label, name in enumerate(names)}).to_numpy(np.int64)
+    _refuse(source, images[images.duplicated()], "named twice; keep one row")
+    _refuse(source, images[~images.isin([*files])], "without a file; unpack again, or remove the row")
+    _refuse(source, sorted(files.keys() - {*images}), "files without a row; add one or remove the image")
+    _refuse(source, images[rows["group"] == ""], "without a lesion or patient; give them one")
+
+
+def index_of_rows(rows, files: dict[str, Path], names: tuple, source: Path, unit: str) -> Index:
+    """The index of a table (`image`, `class`, perhaps `group`, `part`) and files by id; ValueError if they differ."""
+    # Where a table has no groups, each image is a group of its own.
+    rows = pd.DataFrame({"group": rows["image"]} | dict(rows)).sort_values("image", ignore_index=True)
+    check_rows(rows, files, source)
+    labels = rows["class"].map({name: label for label, name in enumerate(names)})
+    _refuse(source, rows["image"][labels.isna()], f"of an unknown class; the classes are {', '.join(names)}")
     ids, groups = (rows[column].to_numpy(str) for column in ("image", "group"))
-    return Index(labels, ids, groups, names, [*map(files.get, ids)], unit=unit, **known)
+    known = {"parts": rows["part"].to_numpy(str) if "part" in rows else None, "unit": unit}
+    return Index(labels.to_numpy(np.int64), ids, groups, names, [*map(files.get, ids)], **known)
 
 
-def from_table(root: Path, *_: str, name: str = "pneumonia") -> Index:
+def from_table(entry: SimpleNamespace, _: str) -> Index:
     """The index of a set by its layout in the catalogue: a table of images, classes and groups, and image files."""
-    layout, names = CATALOG[name].layout, tuple(CATALOG[name].counts)
-    columns = layout["columns"]
-    files = {path.stem: path for pattern in layout["images"] for path in root.glob(pattern)}
-    source = next(iter(sorted(root.glob(layout["table"]))), root / layout["table"])
-    rows = table(source, *columns)[columns].drop_duplicates()
+    layout, columns, names = entry.layout, entry.layout["columns"], tuple(entry.counts)
+    files = {path.stem: path for pattern in layout["images"] for path in entry.root.glob(pattern)}
+    source = next(iter(sorted(entry.root.glob(layout["table"]))), entry.root / layout["table"])
+    rows = table(source, *columns)[columns].drop_duplicates().set_axis(["image", "class", "group"], axis=1)
     return index_of_rows(rows, files, names, source, UNIT.sub("", columns[2]))
 
 
@@ -107,26 +111,23 @@ def challenge(root: Path, part: str) -> Index:
     marks = rows[columns].apply(pd.to_numeric, errors="coerce").fillna(-1)
     clear = marks.isin((0, 1)).all(axis=1) & (marks.sum(axis=1) == 1)
     rows["class"] = marks.idxmax(axis=1).str.lower().where(clear, "no or several classes")
-    rows["group"] = rows["image"]
     if part == "Training":
         groupings = root / f"{start}LesionGroupings.csv"
         lesions = table(groupings, "image", "lesion_id").set_index("image")["lesion_id"]
-        if lesions.index.has_duplicates:
-            twice = lesions.index[lesions.index.duplicated()]
-            raise ValueError(f"{groupings}: {some(twice, 'images')} are named twice; keep one row")
+        _refuse(groupings, lesions.index[lesions.index.duplicated()], "named twice; keep one row")
         rows["group"] = rows["image"].map(lesions).fillna("")
     files = {path.stem: path for path in root.glob(f"{start}Input/[!.]*.jpg")}
-    return index_of_rows(rows[["image", "class", "group"]], files, names, source, "lesion")
+    return index_of_rows(rows, files, names, source, "lesion")
 
 
-def skin7(root: Path, _: str, split: str) -> Index:
+def skin7(entry: SimpleNamespace, split: str) -> Index:
     """HAM10000 as ISIC 2018 Task 3 or Harvard Dataverse has it, by lesion; `official` adds ISIC's test part."""
-    there = (root / "ISIC2018_Task3_Training_Input").exists()
-    train = challenge(root, "Training") if there else from_table(root, name="skin7")
+    there = (entry.root / "ISIC2018_Task3_Training_Input").exists()
+    train = challenge(entry.root, "Training") if there else from_table(entry, split)
     if split != "official":
         return train
-    test = challenge(root, "Test")
-    parts = np.repeat(["train", "test"], [len(train), len(test)])
+    test = challenge(entry.root, "Test")
+    parts = np.repeat(["train", "test"], [len(train.ids), len(test.ids)])
     both = {of: np.append(getattr(train, of), getattr(test, of)) for of in ("labels", "ids", "groups")}
     return replace(train, **both, files=train.files + test.files, parts=parts)
 
@@ -137,14 +138,14 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
     `paper` is the authors' five folds, `dermamnist-c` the leak-free parts of Abhishek et al. (2025), in which an image
     without a row is for training. FileNotFoundError if the file is not there, ValueError if it does not fit.
     """
-    path = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
-    path = path if split == "paper" else root / "dermamnist_c.csv"
+    own = Path(os.environ.get("DEEPKNN_SKIN7_FOLDS") or root / "folds.csv").expanduser()
+    path = own if split == "paper" else root / "dermamnist_c.csv"
     fetched = [root / f"split_data_{fold}_fold_test.csv" for fold in range(1, 6)]
     if path.is_file():
         names = {"image_id": "image", "split": "fold", "part": "fold", "test_fold": "fold"}
         rows = table(path).rename(columns=names)
     elif split == "paper" and fetched[0].is_file():
-        five = [table(path, "image_test").assign(fold=str(fold)) for fold, path in enumerate(fetched, 1)]
+        five = [table(part, "image_test").assign(fold=str(fold)) for fold, part in enumerate(fetched, 1)]
         rows, path = pd.concat(five, ignore_index=True), fetched[0]
         rows["image"] = rows["image_test"].str.removesuffix(".jpg")
     else:
@@ -153,48 +154,43 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
         raise FileNotFoundError(f"skin7's split {split} needs {path}: {how}")
     if not {"image", "fold"} <= {*rows}:
         raise ValueError(f"{path} needs the columns image and test_fold; it has {', '.join(rows)}")
-    wrong = rows[rows["image"].duplicated() | ~rows["fold"].isin([*FOLDS])]
-    if len(wrong):
-        what = f"{wrong['image'].iloc[0]!r} is there again, or its fold is not one of {', '.join(FOLDS)}"
-        raise ValueError(f"{path}, line {wrong.index[0] + 2}: {what}; correct or remove it")
+    wrong = rows["image"].duplicated() | ~rows["fold"].isin([*FOLDS])
+    _refuse(path, rows["image"][wrong], f"named twice, or in no fold of {', '.join(FOLDS)}; correct them")
     folds = rows.set_index("image")["fold"].map(FOLDS).reindex(index.ids)
     off = [*folds.index[folds.isna()]] if split == "paper" else [*{*rows["image"]} - {*index.ids}]
-    if off:
-        raise ValueError(f"{path} and the images differ by {len(off)}, as {off[0]}: is it this set's?")
+    _refuse(path, off, "named on one side only, here or among the files: is it this set's?")
     return folds.fillna(0).to_numpy(np.int64)
 
 
-def own_images(root: Path, argument: str, _: str) -> Index:
+def own_images(entry: SimpleNamespace, _: str) -> Index:
     """Anyone's images with a `labels.csv`, or in class folders; ValueError if they and their tables do not fit.
 
-    Class folders lie in `root`, in its `images/`, or in `train/` and `test/` there. Groups are those of `labels.csv`,
-    else of `groups.csv`, else the patients in DICOM's headers.
+    Class folders lie in the set's folder, in its `images/`, or in `train/` and `test/` there. Groups are those of
+    `labels.csv`, else of `groups.csv`, else the patients in DICOM's headers.
     """
-    base, source = root / "images" if (root / "images").is_dir() else root, root / "labels.csv"
+    root, unit = entry.root, ""
+    base = root / "images" if (root / "images").is_dir() else root
     files, notes = images_in(base)
+    source = root / "labels.csv"
     if not source.is_file() and any("/" not in image for image in files):
         source = root.parent / "labels.csv"  # beside a folder that is nothing but images
-    rows, unit, more = by_table(source, base, files) if source.is_file() else by_folders(base, files)
-    known = rows.drop_duplicates("image").set_index("image")
-    if left_out := sorted(files.keys() - {*known.index}):
-        why = f"without a row in {source.name}" if source.is_file() else "outside of the class folders"
-        notes.append(f"{some(left_out, 'images')} {why} are left out")
-    files, notes = {image: path for image, path in files.items() if image in known.index}, notes + more
-    if not unit and (root / "groups.csv").is_file():
-        source, groups = root / "groups.csv", table(root / "groups.csv")
-        if "file" not in groups or groups.shape[1] == 1:
-            raise ValueError(f"{source} needs the column file and one more, such as patient_id")
-        images = full_ids(groups.pop("file"), base, source, files)
-        unit, kinds = UNIT.sub("", groups.columns[0]) or "group", images.map(known["class"])
-        rows = pd.DataFrame({"image": images, "class": kinds, "group": groups.iloc[:, 0]})
-        rows = rows[~images.isin(left_out)]
-    elif not unit:
-        unit, more = by_header(rows, files)
-        notes += more
-    names, rows = tuple(sorted({*known["class"]} - {""})), rows[["image", "class", "group"]]
-    index = index_of_rows(rows, files, names, source, unit, notes=tuple(notes))
-    parts = known["part"].reindex(index.ids).to_numpy(str)
-    return replace(index, parts=parts if all(parts) else None, title=root.name if argument else "")
+    if source.is_file():
+        rows, unit = by_table(source, base, files, notes)
+        why = f"without a row in {source.name}"
+    else:
+        rows, why = by_folders(base, files), "outside of the class folders"
+    if left_out := files.keys() - {*rows["image"]}:
+        notes.append(f"{some(sorted(left_out), 'images')} {why} are left out")
+        files = {image: path for image, path in files.items() if image not in left_out}
+    index = index_of_rows(rows, files, tuple(sorted({*rows["class"]} - {""})), source, unit)
+    if unit:
+        return replace(index, notes=tuple(notes))
+    if (root / "groups.csv").is_file():
+        groups, unit = groups_in(root / "groups.csv", base, files, left_out)
+    else:
+        groups, unit = patients_in_headers(files, notes)
+        notes += [] if unit else likely_patients(index)
+    return replace(index, groups=groups.reindex(index.ids).to_numpy(str), unit=unit, notes=tuple(notes))
 
 
 def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
@@ -208,13 +204,12 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
         seen.add(real)
         for path in (Path(folder, name) for name in names if name[0] != "."):
             if path.suffix.lower() not in TEXTS:
-                (images if is_image(path) else others)[path.relative_to(base).as_posix()] = path
+                (images if _is_image(path) else others)[path.relative_to(base).as_posix()] = path
     told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
     return dict(sorted(images.items())), [told] * bool(others)
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file is an image by its name, or begins as DICOM does."""
+def _is_image(path: Path) -> bool:
     named = path.suffix.lower() in SUFFIXES | DICOM
     if named or not path.is_file():
         return named
@@ -222,96 +217,24 @@ def is_image(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def by_table(source: Path, base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
-    """Image, class, group and part by `labels.csv`; what a group is, if it has such a column; and notes."""
-    rows = (
-        table(source, "image", "label")
-        .drop(columns="class", errors="ignore")
-        .rename(columns={"label": "class"})
-    )
-    units = {column: UNIT.sub("", column).lower() for column in rows}
+def by_table(source: Path, base: Path, files: dict[str, Path], notes: list[str]) -> tuple[pd.DataFrame, str]:
+    """Image, class and perhaps group and part by `labels.csv`; and what a group is, if it has such a column."""
+    given = table(source, "image", "label")
+    units = {column: UNIT.sub("", column).lower() for column in given}
     group = next((column for column, unit in units.items() if unit in ("patient", "lesion", "group")), "")
-    unused = [column for column in rows if column not in ("image", "class", "split", group)]
-    notes = [f"{source.name}: the columns {', '.join(unused)} are not used"] * bool(unused)
-    images = full_ids(rows["image"], base, source, files)
-    rows = rows.assign(image=images, group=rows[group] if group else images, part="")
-    if "split" in rows:
-        told = rows["split"].str.strip().str.lower()
+    if unused := [column for column in given if column not in ("image", "label", "split", group)]:
+        notes.append(f"{source.name}: the columns {', '.join(unused)} are not used")
+    rows = pd.DataFrame({"image": full_ids(given["image"], base, source, files), "class": given["label"]})
+    rows["group"] = given[group] if group else rows["image"]
+    if "split" in given:
+        told = given["split"].str.strip().str.lower()
         rows["part"] = told.map(PARTS).fillna("")
         if {*rows["part"]} != {"train", "test"}:
             wrong = some(sorted({*told} - PARTS.keys()), "unknown words")
             raise ValueError(f"{source}: the column split needs train and test (perhaps val); it has {wrong}")
         if val := told.str.startswith("val").sum():
             notes.append(f"{val} images of the split val are put to the training part")
-    return rows, units.get(group, ""), notes
-
-
-def by_folders(base: Path, files: dict[str, Path]) -> tuple[pd.DataFrame, str, list[str]]:
-    """The same by folders, without groups; a ValueError names the layout if it is another one, and says what to do."""
-    paths = [image.split("/") for image in files]
-    tops = {path[0] for path in paths if len(path) > 1}
-    nested = {path[0] for path in paths if len(path) > 2 and path[0].lower() in PARTS}
-    depth = int({PARTS[top.lower()] for top in nested} == {"train", "test"})
-    used = [path for path in paths if len(path) > depth + 1 and (not depth or path[0] in nested)]
-    sizes = Counter(path[depth] for path in used)
-    inside = [path for top in (nested if depth else ".") for path in (base / top).glob("[!.]*")]
-    empty = sorted({path.name for path in inside if path.is_dir()} - {*sizes, "__MACOSX"})
-    inside = [path[:-1] for path in used if path[depth] == max(sizes, key=sizes.get)]  # of the largest class
-    shared = os.path.commonprefix(inside)
-    inner, told = sorted({path[len(shared)] for path in inside if len(path) > len(shared)}), ""
-    if nested and not depth and all(top.lower() in PARTS for top in tops):
-        told = f"class folders are in {', '.join(sorted(nested))} only: rename a part with class folders to test, or "
-        told += f"name one part for five folds of it, as in folder:{base / min(nested)}"
-    elif len(inner) > 1 and len(used) < len(inside) + 5:
-        told = f"it looks one level too high: use folder:{base.joinpath(*shared)} with {', '.join(inner)}"
-    elif empty and tops:
-        told = f"{', '.join(empty)} has no images of a known kind: convert them, or remove it"
-    elif len(sizes) < 2:
-        told = "put images into class folders, or write labels.csv with the columns image and label"
-    if told:
-        there = ", ".join(sorted(tops)) or "none"
-        raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
-    rows = [(*["/".join(path)] * 2, path[depth], PARTS[path[0].lower()] if depth else "") for path in used]
-    return pd.DataFrame(rows, columns=["image", "group", "class", "part"]), "", []
-
-
-def by_header(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[str, list[str]]:
-    """Put the PatientIDs of DICOM files into the groups, unless all are the same; what a group is then, and notes."""
-    dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
-    told = {i: who for i, path in dicom.items() if (who := patient_of(path, path.stat().st_mtime_ns))}
-    if len({*told.values()}) < 2:
-        same = "PatientID is the same in all DICOM files and tells no patients apart"
-        return "", [same] * bool(told) + likely_patients(rows)
-    rows["group"] = rows["image"].map(told).fillna(rows["group"])
-    without = sorted(files.keys() - told.keys())
-    note = f"{some(without, 'images')} have no PatientID; each counts as one of another patient"
-    return "patient", [note] * bool(without)
-
-
-@functools.cache
-def patient_of(path: Path, _: int) -> str:
-    """The PatientID in a DICOM file; empty if it has none or cannot be read."""
-    from pydicom import dcmread
-
-    try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-        return str(header.get("PatientID", "")).strip()
-    except Exception:  # Decoding says what is wrong with the file.
-        return ""
-
-
-def likely_patients(rows: pd.DataFrame) -> list[str]:
-    """A note if the names of many images look like several images of one patient, numbered or in a folder."""
-    alike = {}
-    for image, name in zip(rows["image"], rows["class"], strict=True):
-        *folders, file = image.split("/")
-        inner = "/".join(folders[folders.index(name) + 1 :]) if name in folders else ""
-        numbered = COUNTER.fullmatch(file.rpartition(".")[0])
-        if inner or numbered:
-            alike.setdefault(inner or numbered[1], []).append(image)
-    several = [images for images in alike.values() if len(images) > 1]
-    told = f"{sum(map(len, several))} images look like several of one patient, {len(several)} patients in all"
-    return [f"{told}, as {' and '.join(several[0][:2])}"] if len(several) > 1 else []
+    return rows, units.get(group, "")
 
 
 def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path]) -> pd.Series:
@@ -322,19 +245,104 @@ def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path])
         for alias in {file, file.rpartition(".")[0], f"{folder}/{file.rpartition('.')[0]}"}:
             short.setdefault(alias, []).append(image)
     names = named.str.strip().str.replace("\\", "/").str.removeprefix("./").str.removeprefix(start)
-    several = [name for name in names if name not in files and len(short.get(name, ())) > 1]
-    if several:
+    fitting = names.map(lambda name: [name] if name in files else short.get(name, [name]))
+    if len(several := names[fitting.str.len() > 1]):
         raise ValueError(f"{source}: {some(several, 'names')} fit several files; write the sub-folder, too")
-    return names.map(lambda name: name if name in files else short.get(name, [name])[0])
+    return fitting.str[0]
 
 
-def lesions(_: Path, __: str, ___: str) -> Index:
+def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
+    """Image, class and perhaps part by folders; a ValueError says what to do with other ones."""
+    paths = {image: image.split("/")[:-1] for image in files}
+    tops = {path[0] for path in paths.values() if path}
+    parts = {path[0] for path in paths.values() if len(path) > 1 and path[0].lower() in PARTS}
+    depth = int({PARTS[part.lower()] for part in parts} == {"train", "test"})  # of the class folders
+    used = {i: path for i, path in paths.items() if len(path) > depth and (not depth or path[0] in parts)}
+    if told := other_layout(base, tops, parts, [*used.values()], depth):
+        there = ", ".join(sorted(tops)) or "none"
+        raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
+    rows = pd.DataFrame({"image": [*used], "class": [path[depth] for path in used.values()]})
+    if depth:
+        rows["part"] = [PARTS[path[0].lower()] for path in used.values()]
+    return rows
+
+
+def other_layout(base: Path, tops: set[str], parts: set[str], paths: list[list[str]], depth: int) -> str:
+    """What to do if these paths, of images in folders, are not those of class folders; empty if they are."""
+    if parts and not depth and all(top.lower() in PARTS for top in tops):
+        told = f"class folders are in {', '.join(sorted(parts))} only: rename a part with class folders to test, or "
+        return told + f"name one part for five folds of it, as in folder:{base / min(parts)}"
+    sizes = Counter(path[depth] for path in paths)
+    largest = max(sizes, key=sizes.get, default="")
+    inside = [path for path in paths if path[depth] == largest]
+    shared = os.path.commonprefix(inside)
+    inner = sorted({path[len(shared)] for path in inside if len(path) > len(shared)})
+    if len(inner) > 1 and len(paths) < len(inside) + 5:
+        return f"it looks one level too high: use folder:{base.joinpath(*shared)} with {', '.join(inner)}"
+    roots = [base / part for part in parts] if depth else [base]
+    there = {path.name for root in roots for path in root.glob("[!.]*") if path.is_dir()}
+    if tops and (empty := sorted(there - {*sizes, "__MACOSX"})):
+        return f"{', '.join(empty)} has no images of a known kind: convert them, or remove it"
+    alone = "put images into class folders, or write labels.csv with the columns image and label"
+    return alone if len(sizes) < 2 else ""
+
+
+def groups_in(source: Path, base: Path, files: dict[str, Path], left_out: set[str]) -> tuple[pd.Series, str]:
+    """The group of each image by `groups.csv`, and what a group is."""
+    given = table(source)
+    if "file" not in given or given.shape[1] == 1:
+        raise ValueError(f"{source} needs the column file and one more, such as patient_id")
+    images = full_ids(given.pop("file"), base, source, files)
+    rows = pd.DataFrame({"image": images, "group": given.iloc[:, 0]})[~images.isin(left_out)]
+    check_rows(rows, files, source)
+    return rows.set_index("image")["group"], UNIT.sub("", given.columns[0]) or "group"
+
+
+def patients_in_headers(files: dict[str, Path], notes: list[str]) -> tuple[pd.Series, str]:
+    """The group of each image by the PatientIDs of DICOM files, and what a group is; nothing if these are all one."""
+    dicom = {i: path for i, path in files.items() if path.suffix.lower() not in SUFFIXES and path.is_file()}
+    told = {i: who for i, path in dicom.items() if (who := patient_of(path, path.stat().st_mtime_ns))}
+    if len({*told.values()}) < 2:
+        notes += ["PatientID is the same in all DICOM files and tells no patients apart"] * bool(told)
+        return pd.Series({i: i for i in files}), ""
+    if without := sorted(files.keys() - told.keys()):
+        notes.append(f"{some(without, 'images')} have no PatientID; each counts as one of another patient")
+    return pd.Series({i: told.get(i, i) for i in files}), "patient"
+
+
+@functools.cache
+def patient_of(path: Path, _: int) -> str:
+    """The PatientID in a DICOM file; empty if it has none or cannot be read."""
+    from pydicom import dcmread
+
+    with contextlib.suppress(Exception):  # Decoding says what is wrong with the file.
+        header = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID", "")).strip()
+    return ""
+
+
+def likely_patients(index: Index) -> list[str]:
+    """A note if the names of many images look like several images of one patient, numbered or in a folder."""
+    alike = {}
+    for image, label in zip(index.ids.tolist(), index.labels, strict=True):
+        *folders, file = image.split("/")
+        name = index.class_names[label]
+        inner = "/".join(folders[folders.index(name) + 1 :]) if name in folders else ""
+        numbered = COUNTER.fullmatch(file.rpartition(".")[0])
+        if inner or numbered:
+            alike.setdefault(inner or numbered[1], []).append(image)
+    several = [images for images in alike.values() if len(images) > 1]
+    told = f"{sum(map(len, several))} images look like several of one patient, {len(several)} patients in all"
+    return [f"{told}, as {' and '.join(several[0][:2])}"] if len(several) > 1 else []
+
+
+def lesions(*_) -> Index:
     """The synthetic set, drawn at the size asked for."""
     key = digest(Path(synthetic.__file__), synthetic.LOOKS_FILE)
     return Index(*synthetic.describe(), synthetic.CLASS_NAMES, blocks=synthetic.draw, key=key, unit="lesion")
 
 
-def digits(_: Path, __: str, ___: str) -> Index:
+def digits(*_) -> Index:
     """The scans that come with scikit-learn, whose values go from 0 to 16."""
     from sklearn.datasets import load_digits
 
@@ -345,78 +353,47 @@ def digits(_: Path, __: str, ___: str) -> Index:
     return Index(scans.target.astype(np.int64), ids, ids, tuple("0123456789"), **known)
 
 
-def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], images=None, **known) -> Index:
+def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], **known) -> Index:
     """The index of "train", "test" and perhaps "val", which is put to the training part, and `known` fields of it."""
     ids = np.array([f"{part}/{n:06d}" for part, of_part in labels.items() for n in range(len(of_part))])
     parts = np.array([PARTS[image.split("/")[0]] for image in ids])
     numbers = np.concatenate([np.ravel(of_part) for of_part in labels.values()]).astype(np.int64)
-    if images:
-        known = {"blocks": lambda _: images, "key": digest(*images), "channels": images[0].shape[1]}
     return Index(numbers, ids, ids, tuple(names), parts=parts, **known)
 
 
-def mnist(root: Path, _: str, __: str) -> Index:
-    """MNIST through torchvision, which unpacks what `download` has fetched."""
-    from torchvision.datasets import MNIST
+def from_torchvision(entry: SimpleNamespace, _: str) -> Index:
+    """MNIST and STL10 through torchvision, which unpacks what `download` has fetched."""
+    from torchvision.datasets import MNIST, STL10
 
-    train, test = (MNIST(root, train=train, download=True) for train in (True, False))
-    images = [part.data.numpy()[:, None] for part in (train, test)]
-    return index_of_parts({"train": train.targets, "test": test.targets}, "0123456789", images)
-
-
-def stl10(root: Path, _: str, __: str) -> Index:
-    """STL10 through torchvision, which unpacks what `download` has fetched."""
-    from torchvision.datasets import STL10
-
-    train, test = (STL10(root, part, download=True) for part in ("train", "test"))
-    labels = {"train": train.labels, "test": test.labels}
-    return index_of_parts(labels, CATALOG["stl10"].classes, [train.data, test.data])
+    if entry.kind == "mnist":
+        train, test = (MNIST(entry.root, train=train, download=True) for train in (True, False))
+        labels, images = (train.targets, test.targets), [part.data.numpy()[:, None] for part in (train, test)]
+    else:
+        train, test = (STL10(entry.root, part, download=True) for part in ("train", "test"))
+        labels, images = (train.labels, test.labels), [train.data, test.data]
+    known = {"blocks": lambda _: images, "key": digest(*images), "channels": images[0].shape[1]}
+    return index_of_parts(dict(zip(("train", "test"), labels, strict=True)), entry.classes, **known)
 
 
-def medmnist_info(argument: str) -> dict:
-    """What the medmnist package says of `<flag>@<size>` (28 if left out), and of its file the name, url, checksum."""
-    from medmnist import INFO
-
-    flag, _, size = argument.partition("@")
-    usable = [f for f, about in INFO.items() if not f.endswith("3d") and "multi-label" not in about["task"]]
-    if flag not in usable or size not in ("", "28", "64", "128", "224"):
-        what = f"medmnist:{argument}: the sizes are 28, 64, 128 and 224, as in medmnist:bloodmnist@64"
-        raise ValueError(f"{what}; the 2-D sets with one label an image are {', '.join(usable)}")
-    end = "" if size in ("", "28") else f"_{size}"
-    info = INFO[flag] | {"name": f"{flag}{end}.npz", "made": "", "size": size or "28"}
-    return info | {"url": info[f"url{end}"], "checksum": f"md5:{info[f'MD5{end}']}"}
-
-
-def medmnist(root: Path, argument: str, _: str) -> Index:
+def medmnist(entry: SimpleNamespace, _: str) -> Index:
     """A set of MedMNIST+; its validation part is put to the training part. No patients are known."""
-    info = medmnist_info(argument)
-    path = root / info["name"]
+    path, info, side = entry.root / entry.wanted[0], entry.about, entry.about["side"]
     stored = np.load(path, allow_pickle=False)  # An array is read when it is asked for, up to 14 GB.
-    labels, side = {}, int(info["size"])
-    for part in ("train", "val", "test"):
-        if missing := sorted({f"{part}_images", f"{part}_labels"} - {*stored.files}):
-            raise ValueError(f"{path} has no {' and no '.join(missing)}")
-        labels[part] = stored[f"{part}_labels"]
-        with stored.zip.open(f"{part}_images.npy") as file:  # Its header says how large the array is.
-            np.lib.format.read_magic(file)
-            count, *shape = np.lib.format.read_array_header_1_0(file)[0]
-        if count != len(labels[part]) or shape[:2] != [side, side]:
-            held = f"{count} images of {shape[0]} × {shape[1]} pixels and {len(labels[part])} labels"
-            raise ValueError(f"{path}: its part {part} has {held}, not as many of {side} × {side}")
+    labels = {part: stored[f"{part}_labels"] for part in ("train", "val", "test")}
 
     def blocks(_: int) -> Iterator[np.ndarray]:
-        for part in labels:
+        for part, of_part in labels.items():
             try:
                 images = stored[f"{part}_images"]
             except Exception as error:  # zipfile and zlib name wrong bytes in many ways
-                remedy = f"remove it and run `python -m deepknn_lib download medmnist:{argument}`"
+                remedy = f"remove it and run `python -m deepknn_lib download {entry.name}`"
                 raise ValueError(f"{path}: {part}'s images cannot be read ({error!r}); {remedy}") from error
+            if images.shape[:3] != (len(of_part), side, side):
+                told = f"{len(of_part)} labels and images of {' × '.join(map(str, images.shape))}"
+                raise ValueError(
+                    f"{path}: {part} has {told}; one label an image and {side} × {side} are needed"
+                )
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
-    known = {"title": f"{info['python_class']} (MedMNIST+, {side} × {side})", "channels": info["n_channels"]}
-    known |= {"blocks": blocks, "key": digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")}
-    return index_of_parts(labels, info["label"].values(), **known)
-
-
-READERS = dict.fromkeys(("sd198", "chestxray3", "folder"), own_images) | {"pneumonia": from_table}
-READERS |= {read.__name__: read for read in (lesions, skin7, medmnist, stl10, mnist, digits)}
+    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")
+    return index_of_parts(labels, info["label"].values(), blocks=blocks, key=key, channels=info["n_channels"])

@@ -18,7 +18,7 @@ import torch
 from IPython.display import Image, Markdown, display
 from PIL.PngImagePlugin import PngInfo
 
-from deepknn_lib.datasets.load import SPLITS, index_of
+from deepknn_lib.datasets.load import SPLITS, entry_of, index_of
 from deepknn_lib.storage import figures_dir, repository, whole_file
 from deepknn_lib.study import figures, results
 from deepknn_lib.study.experiments import pick_device, versions
@@ -61,7 +61,7 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
 def group_of(dataset: str) -> str:
     """What several images of a set share: a `lesion` or a `patient`; `image` where no groups are known."""
     try:
-        index = index_of(dataset)
+        index = index_of(entry_of(dataset))
     except (ValueError, OSError):  # the notebook says what is wrong when it loads the set
         return "image"
     named = any("lesion" in name.lower() for name in index.class_names)  # a class keeps its name

@@ -113,9 +113,8 @@ def _pixels(run: Run, files: list[Path]) -> dict[Path, np.ndarray | str]:
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     rows = np.arange(len(files))
     index = Index(rows, rows, rows, (), files)
-    # Greys of 16 bits may come a second time, scaled by the range of them all; the last time counts.
-    made = dict(each(index, size, lambda i: resize(i[None], size, how)[0], "reading", {}))
-    return {files[row]: made[row] for row in rows}
+    made = each(index, size, lambda i: resize(i[None], size, how)[0], "reading")
+    return dict(zip(files, made, strict=True))
 
 
 def picture(found: Predictions):

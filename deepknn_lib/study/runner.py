@@ -82,7 +82,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
         raise ValueError(f"--seeds: {args.seeds!r}; give whole numbers with commas between, like 0,1,2")
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
-    own = place(args.dataset) if entry_of(args.dataset)[1] == "folder" else None
+    entry = entry_of(args.dataset)
+    own = place(entry) if entry.kind == "folder" else None
     paths = _chosen(args.only, OTHERS if own else ())
     # The kernels run in notebooks/, so that a path has to be absolute.
     dataset = f"folder:{own}" if own else args.dataset
