@@ -104,9 +104,7 @@ def test_a_shown_figure_is_kept_with_its_words_and_a_table_beside_it(shown):
     assert files == {"tables/t.csv": only, "machine/t.csv": both, "machine/u.csv": only}
 
 
-@pytest.mark.parametrize(
-    "grouped, split, word", [(0, "in other folds", "image"), (1, "by patient", "patient")]
-)
+@pytest.mark.parametrize("grouped, split, word", [(0, "by image", "image"), (1, "by patient", "patient")])
 def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(shown, tmp_path, grouped, split, word):
     own = class_folders(tmp_path / "My set", groups=grouped)
     session = notebook.start("smoke", f"folder:{own}", device="cpu")
@@ -118,14 +116,16 @@ def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(shown, tmp
     notebook.show_table(pd.DataFrame(), "g", "Title", of="Skin-7")
     for profile, of in (("smoke", "Skin-7"), ("demo", "Skin-7"), ("demo", "")):
         notebook._session = session._replace(profile=profile)
-        notebook.answer("It is 3.", of=of)
+        notebook.answer("It is 3.", "t u", of=of)
+    assert session.splits == ("paper", "grouped")[1 - grouped :]  # Without groups the two are one.
     assert session.own and axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
     assert shown == [
         f"> **{notebook.SMOKE}**",
         f"Not a{'' if grouped else 'n'} {word}.", f"**UMAP of My set.** Whole {word}s, `lesions`.",
         *["*Left out, for it shows Skin-7: Title.*"] * 2,
         "> No answer: one epoch of training is no result.",
-        "> We answer this for Skin-7 only; the tables above have the numbers of your images.", "> It is 3.",
+        "> We answer this for Skin-7 only; the tables above have the numbers of your images.",
+        "> It is 3.\n>\n> *Numbers from the tables `t`, `u`.*",
     ]  # fmt: skip
     prose = "Skin-7 has lesions.\n\n**By lesion** is another.\n\n```\ndata = 'lesions'\n```"
     own = prose.replace("By lesion", split.capitalize())

@@ -188,7 +188,7 @@ def test_a_report_on_ones_own_images_has_their_words_and_leaves_the_lessons_out(
     assert "1 of 1 notebooks passed" in capsys.readouterr().out
     (index,) = (place / "figures").glob("*/index.html")
     text = index.read_text("utf-8")
-    assert "Is it so in other folds?" in text and "Its numbers are no results" in text
+    assert "Is it so by image?" in text and "Its numbers are no results" in text
     assert "by lesion" not in (index.parent / "notebooks" / "04_own.html").read_text("utf-8")
 
 
