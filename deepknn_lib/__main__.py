@@ -2,9 +2,11 @@
 
 import os
 import sys
+import warnings
 
 from deepknn_lib.cli import main
 
+warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
 status = main()
 if status == 130:  # After Ctrl-C, nobody waits for Python to take torch apart.
     sys.stdout.flush()

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -51,7 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = predict.add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
-    add("--k-predict", type=int, metavar="K", help="K_p (default: the run's; 0: the softmax)")
     add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")
     add("--figure", type=Path, metavar="FILE", help="the images with their neighbours (.png, .pdf)")
     for one, several in ((run, ""), (grid, "; several with commas")):
@@ -138,9 +136,11 @@ def _given(arguments: argparse.Namespace, *outputs: Path | None) -> dict:
 
 def _run(arguments: argparse.Namespace) -> None:
     import pandas as pd
+    from safetensors.torch import load_file
 
     from deepknn_lib.study import results
-    from deepknn_lib.study.experiments import execute, folder_of, scores_of
+    from deepknn_lib.study.cache import write_run
+    from deepknn_lib.study.experiments import execute, folder_of
     from deepknn_lib.study.runs import make_run
 
     chosen = {"split": arguments.split, "seed": arguments.seed}
@@ -148,8 +148,9 @@ def _run(arguments: argparse.Namespace) -> None:
     run = make_run(arguments.dataset, arguments.method, arguments.profile, **chosen)
     result = execute(run, arguments.device)
     if arguments.out:
-        shutil.copytree(folder_of(run), arguments.out, dirs_exist_ok=True)
-    scores = scores_of(result)
+        state = load_file(folder_of(run) / "model.safetensors")
+        write_run(arguments.out, result, state)  # with this method and K_p, which another run may share
+    scores = result.reported_scores()
     if sys.stdout.isatty():
         table = pd.DataFrame(scores).rename(columns=results.SCORES | {"k_predict": "K_p"})
         print(results.markdown(table.iloc[:, :14]))  # the recalls of ten classes
@@ -197,4 +198,4 @@ def _grid(arguments: argparse.Namespace) -> int:
 def _predict(asked: argparse.Namespace) -> int:
     from deepknn_lib.study import predict
 
-    return predict.report(asked.folder, asked.images, asked.k_predict, asked.out, asked.figure)
+    return predict.report(asked.folder, asked.images, asked.out, asked.figure)

@@ -10,12 +10,15 @@ import shutil
 import tempfile
 import time
 import uuid
+import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 _NO_ROOM = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST".split()
 _OF_DISK = ("inline_container", "I/O error")  # what torch and safetensors say of such errors
 
@@ -108,6 +111,21 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
         yield mine
     finally:
         lock.release()
+
+
+def read_whole(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file or folder that can be made again; None if there is none.
+
+    If `read` raises, as what is there is not whole, it is set aside with a warning, and counts as not there.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # NumPy and torch raise many kinds
+        warnings.warn(set_aside(path, error), stacklevel=2)
 
 
 def set_aside(path: Path, why: Exception) -> str:
