@@ -465,7 +465,7 @@ def test_grid_writes_rows_and_epochs(capsys, tmp_path):
 
 def test_grid_goes_in_an_order_that_makes_every_run_count(monkeypatch):
     asked = []
-    monkeypatch.setattr(experiments, "execute_all", lambda runs, *_: asked.extend(runs) or [])
+    monkeypatch.setattr(cli, "execute_all", lambda runs, *_: asked.extend(runs) or [])
     monkeypatch.setattr(results, "readable", lambda table: table)
     assert cli.main(f"{GRID} --seeds 0,1 --dataset lesions,digits --sweeps".split()) == 0
     order = [(s, d, m) for s in (0, 1) for d in ("lesions", "digits") for m in ("knn", "deep-knn")]

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
 from deepknn_lib.study import experiments
-from deepknn_lib.study import predict as module
 from deepknn_lib.study.predict import predict
 from deepknn_lib.study.runs import make_run
 
@@ -95,9 +94,8 @@ def test_a_run_that_was_written_out_is_judged_as_it_was_asked_for(place, tmp_pat
     assert np.allclose(found.table["share"], votes)
 
 
-def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys, monkeypatch):
+def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys):
     root, done = place
-    monkeypatch.setattr(module, "BLOCK", 3)
     images = shutil.copytree(root / "test", root / "some")
     (images / "broken.png").write_bytes(b"no picture")
     command = ["predict", "--run", str(done["weighted-ce"][1]), "--images", str(images)]

@@ -106,11 +106,6 @@ def content_digest(dataset, split, fold, image_size, backbone, weights) -> str:
     return digest(content, file) if file and file.is_file() else content
 
 
-def data_digest(run: Run) -> str:
-    """Digest of all that a run reads; see `content_digest`."""
-    return content_digest(run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
-
-
 @dataclass(frozen=True)
 class Entry:
     """A training in the cache, done or not. Runs that share their training, and their data, have equal entries."""
@@ -123,8 +118,10 @@ class Entry:
     @classmethod
     def of(cls, run: Run) -> "Entry":
         """The entry of what `run` uses, on the data that are there now."""
-        run, data = run.trained, data_digest(run)
-        return cls(f"{run.key}-{data}", run, data, cls.of(run.base) if run.base else None)
+        run = run.trained
+        reads = (run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
+        data = content_digest(*reads)
+        return cls(f"{run.key}-{data}", run, data, run.base and cls.of(run.base))
 
     @property
     def folder(self) -> Path:

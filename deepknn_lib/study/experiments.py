@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from deepknn_lib import estimators, storage
@@ -133,47 +134,60 @@ def _train(entry: Entry, device: str, wait: bool) -> bool:
         where, started = pick_device(device), time.perf_counter()
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         learn = _on_features if METHODS[entry.run.method].on_features else _on_images
-        arrays, history, state, record = learn(entry, where)
+        result, state = learn(entry, where)
         threads = f"cpu ({torch.get_num_threads()} threads a run)"
-        record["device"] = torch.cuda.get_device_name() if where.type == "cuda" else threads
-        record |= {"data": entry.data, "collapsed": collapsed(history, entry.run.config)}
-        record |= {"seconds": time.perf_counter() - started, "versions": versions(), "commit": commit()}
+        device = torch.cuda.get_device_name() if where.type == "cuda" else threads
+        how = {"device": device, "seconds": time.perf_counter() - started, "versions": versions()}
+        how |= {
+            "commit": commit(),
+            "data": entry.data,
+            "collapsed": collapsed(result.history, entry.run.config),
+        }
         with whole_file(entry.folder) as fresh:
-            write_run(fresh, Result(entry.run, arrays, history, record), state)
+            write_run(fresh, replace(result, record=result.record | how), state)
         entry.checkpoint.unlink(missing_ok=True)
     return True
 
 
-def _on_images(entry: Entry, where: torch.device) -> tuple[dict, list[dict], dict[str, Tensor], dict]:
-    """Train on images: features and what else is known of each, history, the network's tensors, the set's record."""
-    from safetensors.torch import load_file
-
+def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Tensor]]:
+    """Train on images, where there is a loss; gives the result, and the network's tensors."""
     run, data = entry.run, parts(entry.run)
-    network = network_of(run, len(data.class_names)).to(where)
+    both, names = {"train": data.train, "test": data.test}, data.class_names
+    network = network_of(run, len(names)).to(where)
     if entry.base:  # Its classifier is dropped, as the paper does for deep kNN*.
         own = load_file(entry.base.folder / "model.safetensors")
         backbone = {n.removeprefix("backbone."): t for n, t in own.items() if n.startswith("backbone.")}
         network.backbone.load_state_dict(backbone)
-    both, arrays, counts, history = {"train": data.train, "test": data.test}, {}, {}, []
-    for part, held in both.items():
-        arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
-        counts[part] = np.bincount(held.labels, minlength=len(data.class_names)).tolist()
     if METHODS[run.method].loss:
-        images = {part: held.images for part, held in both.items()}
+        images = {part: held.images for part, held in both.items()}  # `Rows` stay on disk.
         images |= {p: torch.from_numpy(i).to(where) for p, i in images.items() if not isinstance(i, Rows)}
-        labels, options = torch.from_numpy(data.train.labels), {"on_epoch": partial(_tell_epoch, run)}
-        history = fit(network, images["train"], labels, run.config, checkpoint=entry.checkpoint, **options)
+        options = {"checkpoint": entry.checkpoint, "on_epoch": partial(_tell_epoch, run)}
+        history = fit(network, images["train"], torch.from_numpy(data.train.labels), run.config, **options)
         features = {part: extract_features(network, some) for part, some in images.items()}
-        arrays |= {f"{part}_features": some.cpu().numpy() for part, some in features.items()}
+        arrays = {f"{part}_features": some.cpu().numpy() for part, some in features.items()}
         if network.classifier:
             arrays["test_logits"] = network.classifier(features["test"]).detach().cpu().numpy()
     else:
-        known = _frozen_features(network, run, both.values())
-        for part, held in both.items():
-            arrays[f"{part}_features"] = np.stack([known[image] for image in held.ids])
-    record = {"class_names": data.class_names, "class_counts": counts}
+        history, known = [], _frozen_features(network, run, both.values())
+        arrays = {f"{p}_features": np.stack([known[i] for i in held.ids]) for p, held in both.items()}
+    for part, held in both.items():
+        arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
+    counts = {part: np.bincount(held.labels, minlength=len(names)).tolist() for part, held in both.items()}
+    record = {"class_names": names, "class_counts": counts}
     record |= {name: data.info[name] for name in ("smallest", "synthetic")}
-    return arrays, history, network.state_dict(), record
+    return Result(run, arrays, history, record), network.state_dict()
+
+
+def _on_features(entry: Entry, _: torch.device) -> tuple[Result, dict[str, Tensor]]:
+    """The same for a method that learns on the feature vectors of the base (Table 3)."""
+    run, base, estimator = entry.run, entry.base.result(), estimators.from_run(entry.run)
+    arrays, told = base.arrays, partial(_tell_epoch, run)
+    estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=told)
+    if SOFTMAX in METHODS[run.method].votes:
+        arrays["test_logits"] = estimator.logits(arrays["test_features"])
+    arrays |= {name: estimator.transform(arrays[name]) for name in ("train_features", "test_features")}
+    record = {name: base.record[name] for name in ("class_names", "class_counts", "smallest", "synthetic")}
+    return Result(run, arrays, estimator.history_, record), estimator.state_
 
 
 def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None) -> Network:
@@ -214,19 +228,6 @@ def _read_features(path: Path) -> dict[str, np.ndarray]:
         if stored["checksum"] != digest(ids, features):
             raise ValueError("its arrays are not those that were written")
     return dict(zip(ids.tolist(), features, strict=True))
-
-
-def _on_features(entry: Entry, _: torch.device) -> tuple[dict, list[dict], dict[str, Tensor], dict]:
-    """The same for a method that learns on the feature vectors of the base (Table 3)."""
-    run, base = entry.run, entry.base.result()
-    arrays, estimator = base.arrays, estimators.from_run(run)
-    options = {"on_epoch": partial(_tell_epoch, run)}
-    estimator.fit(arrays["train_features"], arrays["train_labels"], **options)
-    if SOFTMAX in METHODS[run.method].votes:
-        arrays["test_logits"] = estimator.logits(arrays["test_features"])
-    arrays |= {name: estimator.transform(arrays[name]) for name in ("train_features", "test_features")}
-    record = {name: base.record[name] for name in ("class_names", "class_counts", "smallest", "synthetic")}
-    return arrays, estimator.history_, estimator.state_, record
 
 
 def parts(run: Run) -> Dataset:

@@ -6,7 +6,7 @@ run's test images, which the training did not see either: then the run knows not
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepknn_lib.datasets.decode import BLOCK, each, resize
+from deepknn_lib.datasets.decode import each, resize
 from deepknn_lib.datasets.readers import Index, images_in
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
@@ -32,7 +32,6 @@ class Predictions(NamedTuple):
     run: Run
     table: pd.DataFrame  # the n-th neighbour is `neighbour_n` (its id in the set), `class_n`, `distance_n`
     features: np.ndarray  # float32 (N, D), of the same rows
-    pixels: list[np.ndarray]  # uint8 (C, S, S), of the first `PICTURED`
     bad: list[str]  # a sentence for each file that cannot be read
     told: str  # how many images are far, and from what distance on
 
@@ -66,33 +65,29 @@ def predict(folder: Path, images: Path) -> Predictions:
     there, notes = ({"": images}, []) if images.is_file() else images_in(images)
     if not there:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
-    good, features, pixels, bad = [], [], [], []
-    for block in _blocks(result.run, [*there.values()]):
-        read = {str(path): image for path, image in block.items() if not isinstance(image, str)}
-        bad += [why for why in block.values() if isinstance(why, str)]
-        if read:
-            good += read
-            features.append(extract_features(network, torch.from_numpy(np.stack([*read.values()]))))
-            pixels += [*read.values()][: PICTURED - len(pixels)]
+    made = _each(result.run, [*there.values()], lambda pixels: extract_features(network, pixels))
+    bad = [why for why in made.values() if isinstance(why, str)]
+    good = {path: one for path, one in made.items() if not isinstance(one, str)}
     if not good:
         raise ValueError(f"no image at {images} can be read: {'; '.join(bad[:3])}")
-    features = torch.cat(features)
-    found, told = _judge(result, network, features)
+    features = torch.cat([*good.values()])
+    columns, told = _judge(result, network, features)
     told += "".join(f" {note}." for note in notes)
-    table = pd.DataFrame({"image": good} | found)
-    return Predictions(result.run, table, features.numpy(), pixels, bad, told)
+    table = pd.DataFrame({"image": map(str, good)} | columns)
+    return Predictions(result.run, table, features.numpy(), bad, told)
 
 
-def _blocks(run: Run, files: list[Path]) -> Iterator[dict[Path, np.ndarray | str]]:
-    """Some files at a time with their pixels as the run's set has them, uint8 (3, S, S), or why there are none."""
+def _each(run: Run, files: list[Path], work: Callable) -> dict[Path, object]:
+    """What `work` makes of each file's pixels, uint8 (1, 3, S, S) as the run's set has them; or why it is bad."""
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
-    for start in range(0, len(files), BLOCK):
-        block = files[start : start + BLOCK]
-        rows = np.arange(len(block))
-        index = Index(rows, rows, rows, (), block)
-        # Greys of 16 bits may come a second time, scaled by the range of them all; the last time counts.
-        made = dict(each(index, size, lambda image: resize(image[None], size, how)[0], "reading", {}))
-        yield {block[row]: made[row] for row in rows}
+    rows = np.arange(len(files))
+
+    def prepared(image: np.ndarray):
+        return work(torch.from_numpy(resize(image[None], size, how)))
+
+    # Greys of 16 bits may come a second time, scaled by the range of them all; the last time counts.
+    made = dict(each(Index(rows, rows, rows, (), files), size, prepared, "reading", {}))
+    return {files[row]: made[row] for row in rows}
 
 
 def _judge(result: Result, network: Network, features: torch.Tensor) -> tuple[dict, str]:
@@ -129,12 +124,12 @@ def picture(found: Predictions):
     if gone := {*ids.to_numpy().ravel()} - {*at}:
         told = f"{found.run.dataset} has no image {min(gone)} any more"
         raise ValueError(f"{told}; a picture needs the run's images")
-    k = ids.shape[1]
+    k, shown = ids.shape[1], _each(found.run, [*map(Path, rows["image"])], lambda pixels: pixels[0].numpy())
     figure = Figure((1.7 * (k + 1), 2.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), k + 1, squeeze=False)
-    for line, image, row in zip(axes, found.pixels, rows.to_dict("records"), strict=True):
+    for line, (path, pixels), row in zip(axes, shown.items(), rows.to_dict("records"), strict=True):
         share = f"{row['share']:.0%}" + ", far" * row["far"]
-        _tile(line[0], image, [Path(row["image"]).name, row["class"], share], "black")
+        _tile(line[0], pixels, [path.name, row["class"], share], "black")
         for n, axis in enumerate(line[1:], start=1):
             told = ["", row[f"class_{n}"], f"at {row[f'distance_{n}']:.3g}"]
             color = "tab:green" if row[f"class_{n}"] == row["class"] else "tab:red"

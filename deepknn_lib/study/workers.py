@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from deepknn_lib.storage import claim, data_dir, whole_file
-from deepknn_lib.study.cache import FILES, Entry, content_digest, data_digest
+from deepknn_lib.study.cache import FILES, Entry, content_digest
 
 # Errors whose message says enough. Another one, which is a fault of ours, becomes a RuntimeError.
 KINDS = (FileNotFoundError, OSError, FloatingPointError, ValueError, RuntimeError)
@@ -136,7 +136,7 @@ def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -
     with _ONE_AT_A_TIME:
         torch.set_num_threads(get_worker().state.nthreads)
         content_digest.cache_clear()
-        if data_digest(entry.run) != entry.data:
+        if Entry.of(entry.run) != entry:
             told = f"the worker {get_worker().address} has other images or weights in its {data_dir()}"
             raise ValueError(f"{told}; copy those of this machine there")
         if entry.base:
