@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 
 from deepknn_lib import metrics, storage
 from deepknn_lib.datasets import dataset_digest
@@ -69,8 +70,6 @@ class Result:
 
 def write_run(folder: Path, result: Result, state: dict[str, torch.Tensor]) -> None:
     """Write the files of a run with the tensors of its network; `run.json` has digests of itself and of the others."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "features.npz", **result.arrays)
     save_file({n: t.contiguous().cpu() for n, t in state.items()}, folder / "model.safetensors")
@@ -119,8 +118,7 @@ class Entry:
     def of(cls, run: Run) -> "Entry":
         """The entry of what `run` uses, on the data that are there now."""
         run = run.trained
-        reads = (run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
-        data = content_digest(*reads)
+        data = content_digest(run.dataset, run.split, run.fold, run.image_size, run.backbone, run.weights)
         return cls(f"{run.key}-{data}", run, data, run.base and cls.of(run.base))
 
     @property

@@ -53,15 +53,13 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     """Execute runs, or load them: one after the other on a GPU, on CPUs side by side, a core each; or `jobs` at once.
 
     Each distinct training is done once, also where several processes ask for it, and one that was begun is resumed. The
-    results are in the order of `runs`. A run that fails (its data, backbone, weights or device are not to be had, or it
-    diverges) leaves the others going, and nothing of it stays. At the end one ValueError, OSError, FloatingPointError
-    or RuntimeError names all that failed; or the dict `failed` gets them with their errors, and their results are None.
-    Ctrl-C ends all processes; its KeyboardInterrupt says how many runs are done.
+    results are in the order of `runs`. A run that fails leaves the others going, and nothing of it stays. At the end
+    one ValueError, OSError, FloatingPointError or RuntimeError names all that failed; or the dict `failed` gets them
+    with their errors, and their results are None. Ctrl-C's KeyboardInterrupt says how many runs are done.
 
     `cluster` is the address of a Dask scheduler, whose workers then execute the runs: one at a time each, on all of the
     worker's threads, or on its GPU where workers have the resource `GPU`. They need this library, and the images in a
-    data folder of their own; what a run starts from travels with it, and its files come back, so that no disk need be
-    shared. When a worker dies, another one does its run again.
+    data folder of their own. When a worker dies, another one does its run again.
     """
     from joblib import cpu_count
     from tqdm import tqdm
@@ -99,15 +97,14 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
 
 
 def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterator[Ended]:
-    """Empty `todo`, and tell how each of its trainings ended.
+    """Empty `todo`, and tell how each training ended; what starts from another run comes after it.
 
-    What starts from another run comes after it, and what another process is at comes last.
+    What another process is at stays in `todo`, and is tried again when all others are done.
     """
-    wait = False
     while todo:
-        before = len(todo)
         ready = [entry for entry in todo if entry.base not in todo]
-        for ended in spread(partial(_train, device=device, wait=wait), ready):
+        before = len(todo)
+        for ended in spread(partial(_train, device=device), ready):
             for text in ended.warnings:
                 report("warning", f"{ended.entry.run.label}: {text}")
             if ended.value or ended.error:
@@ -118,15 +115,13 @@ def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterat
                 for entry in [entry for entry in todo if entry.base == ended.entry]:
                     del todo[entry]
                     yield Ended(entry, None, ValueError(told))
-        wait = len(todo) == before  # Other processes are at all that is left.
+        if len(todo) == before:
+            time.sleep(1)
 
 
-def _train(entry: Entry, device: str, wait: bool) -> bool:
-    """Execute the run of an entry and leave its files, unless they are there.
-
-    If another process is at it, wait for it, or return False at once.
-    """
-    with claim(entry.folder, wait) as mine:
+def _train(entry: Entry, device: str) -> bool:
+    """Execute the run of an entry and leave its files, unless they are there; False if another process is at it."""
+    with claim(entry.folder, wait=False) as mine:
         if not mine or entry.result():
             return mine
         storage.sweep(0, f"runs/.{entry.name}*")  # of a process that was killed, as the claim is ours

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file
 
 from deepknn_lib.datasets.decode import each, resize
 from deepknn_lib.datasets.readers import Index, images_in
@@ -38,14 +39,13 @@ class Predictions(NamedTuple):
 
 def open_run(folder: Path) -> tuple[Result, Network]:
     """A run from its folder, and its network on the CPU; ValueError if there is none that takes images."""
-    from safetensors.torch import load_file
-
     try:
         result = read_run(folder)
     except Exception as error:  # JSON and NumPy raise many kinds
-        told = f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200})"
-        where = data_dir() / "runs"
-        raise ValueError(f"{told}; give a folder that `run --out` wrote, or one of {where}") from error
+        told = (
+            f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200}); give a folder that "
+        )
+        raise ValueError(f"{told}`run --out` wrote, or one of {data_dir() / 'runs'}") from error
     run = result.run
     if METHODS[run.method].on_features:
         told = f"{run.method} learns on the feature vectors of another run, so that it takes no images"
@@ -72,22 +72,18 @@ def predict(folder: Path, images: Path) -> Predictions:
         raise ValueError(f"no image at {images} can be read: {'; '.join(bad[:3])}")
     features = torch.cat([*good.values()])
     columns, told = _judge(result, network, features)
-    told += "".join(f" {note}." for note in notes)
     table = pd.DataFrame({"image": map(str, good)} | columns)
-    return Predictions(result.run, table, features.numpy(), bad, told)
+    return Predictions(result.run, table, features.numpy(), bad, " ".join([told, *(f"{n}." for n in notes)]))
 
 
 def _each(run: Run, files: list[Path], work: Callable) -> dict[Path, object]:
     """What `work` makes of each file's pixels, uint8 (1, 3, S, S) as the run's set has them; or why it is bad."""
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     rows = np.arange(len(files))
-
-    def prepared(image: np.ndarray):
-        return work(torch.from_numpy(resize(image[None], size, how)))
-
-    # Greys of 16 bits may come a second time, scaled by the range of them all; the last time counts.
-    made = dict(each(Index(rows, rows, rows, (), files), size, prepared, "reading", {}))
-    return {files[row]: made[row] for row in rows}
+    index = Index(rows, rows, rows, (), files)
+    made = each(index, size, lambda i: work(torch.from_numpy(resize(i[None], size, how))), "reading", {})
+    last = dict(made)  # Greys of 16 bits may come a second time, scaled by the range of them all.
+    return {files[row]: last[row] for row in rows}
 
 
 def _judge(result: Result, network: Network, features: torch.Tensor) -> tuple[dict, str]:
