@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from made_up import draw_classes
 from safetensors.torch import load_file, save_file
 
 from deepknn_lib import cli
@@ -80,23 +80,6 @@ def again(made, data):
     return data, made[1]
 
 
-@pytest.fixture
-def squares(tmp_path):
-    """Makes a folder of classes of small noisy images that differ in colour."""
-
-    def draw(seed, path=tmp_path / "squares", names="abc", turned=0):
-        rng = np.random.default_rng(seed)
-        for c, name in enumerate(names):
-            (path / name).mkdir(parents=True, exist_ok=True)
-            for number in range(12):
-                pixels = rng.integers(0, 120, (24, 24, 3))
-                pixels[..., (c + turned) % 3] += 100
-                Image.fromarray(pixels.astype(np.uint8)).save(path / name / f"{number}.png")
-        return f"folder:{path}"
-
-    return draw
-
-
 # Executing
 
 
@@ -137,8 +120,8 @@ def test_deep_knn_from_cross_entropy_starts_with_its_backbone_alone(again, monke
 
 
 @pytest.mark.parametrize("what", ["pixels", "another folder", "groups", "weights"])
-def test_other_data_under_the_same_name_are_another_run(squares, data, tmp_path, monkeypatch, what):
-    name, weights = squares(0), {"backbone": "resnet18", "weights": "imagenet"} if what == "weights" else {}
+def test_other_data_under_the_same_name_are_another_run(data, tmp_path, monkeypatch, what):
+    squares, weights = tmp_path / "squares", {"backbone": "resnet18", "weights": "imagenet"}
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
 
     def put_weights(seed):
@@ -146,15 +129,16 @@ def test_other_data_under_the_same_name_are_another_run(squares, data, tmp_path,
         save_file(state, tmp_path / "resnet18.safetensors")
 
     put_weights(0)
-    run = make_run(name, "knn", "smoke", split="grouped", **weights)
+    given = weights if what == "weights" else {}
+    run = make_run(draw_classes(squares), "knn", "smoke", split="grouped", **given)
     first = experiments.execute(run, "cpu")
     if what == "pixels":
-        squares(1, turned=1)
+        draw_classes(squares, seed=1, turned=1)
     elif what == "another folder":
-        run = replace(run, dataset=squares(1, tmp_path / "elsewhere" / "squares"))
+        run = replace(run, dataset=draw_classes(tmp_path / "elsewhere" / "squares", seed=1))
     elif what == "groups":
         rows = [f"{c}/{n}.png,{c}{n // 2}" for c in "abc" for n in range(12)]
-        (tmp_path / "squares" / "groups.csv").write_text("\n".join(["file,patient_id", *rows]))
+        (squares / "groups.csv").write_text("\n".join(["file,patient_id", *rows]))
     else:
         put_weights(1)
     second = experiments.execute(run, "cpu")
@@ -164,6 +148,14 @@ def test_other_data_under_the_same_name_are_another_run(squares, data, tmp_path,
     network = build_network(run.backbone, seed=run.seed, weights=run.weights)
     direct = extract_features(network, torch.from_numpy(experiments.parts(run).test.images)).numpy()
     np.testing.assert_allclose(second.arrays["test_features"], direct, rtol=1e-3, atol=1e-4)
+
+
+def test_processes_that_are_used_again_see_files_that_were_replaced(data, tmp_path):
+    runs = [make_run(draw_classes(tmp_path / "set"), "knn", "smoke", seed=seed) for seed in (0, 1)]
+    before = experiments.execute_all(runs, "cpu", 2)
+    draw_classes(tmp_path / "set", seed=1, turned=1)
+    for old, new in zip(before, experiments.execute_all(runs, "cpu", 2), strict=True):
+        assert not np.array_equal(old.arrays["test_features"], new.arrays["test_features"])
 
 
 def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch, data):
@@ -181,8 +173,8 @@ def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch,
 
 
 @pytest.mark.parametrize("names, votes", [("ab", METHODS["mlp-ce"].votes), ("abc", (1, 5))])
-def test_a_method_on_features_learns_from_those_of_its_base(squares, data, names, votes):
-    run = make_run(squares(0, names=names), "mlp-ce", "smoke", epochs=8, lr=0.05)
+def test_a_method_on_features_learns_from_those_of_its_base(data, tmp_path, names, votes):
+    run = make_run(draw_classes(tmp_path / "set", names), "mlp-ce", "smoke", epochs=8, lr=0.05)
     result, base = experiments.execute_all([run, run.base], "cpu", 1)
     assert len(result.history) == 8 and result.record["class_names"] == [*names]
     assert result.arrays["test_logits"].shape == (len(base.arrays["test_labels"]), len(names))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_up import draw_classes
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -22,28 +23,16 @@ KINDS = ("deep-knn", "weighted-ce", "deep-knn-ft", "knn", "mlp-deep-knn", "pretr
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A set of 3 × 12 images, runs of several kinds on it, one with pretrained weights, and its test images alone."""
-    root, rng, runs = tmp_path_factory.mktemp("predict"), np.random.default_rng(0), {}
-    for c, name in enumerate(("a", "=b", "c")):
-        (root / "set" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = rng.integers(0, 120, (40, 30, 3)) + 100 * (np.arange(3) == c)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "set" / name / f"{number}.png")
-    weights = build_network("resnet18", seed=5).backbone.state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, root / "w.safetensors")
-    for kind in KINDS:
-        changes = (
-            {"backbone": "resnet18", "weights": str(root / "w.safetensors")} if kind == "pretrained" else {}
-        )
-        method = "knn" if changes else kind
-        runs[kind] = make_run(f"folder:{root / 'set'}", method, "smoke", **changes)
+    root = tmp_path_factory.mktemp("predict")
+    name, weights = draw_classes(root / "set", ("a", "=b", "c"), size=(40, 30)), root / "w.safetensors"
+    save_file(build_network("resnet18", seed=5).backbone.state_dict(), weights)
+    runs = {kind: make_run(name, kind, "smoke") for kind in KINDS[:-1]}
+    runs["pretrained"] = make_run(name, "knn", "smoke", backbone="resnet18", weights=str(weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPKNN_DATA", str(root / "data"))
         results = experiments.execute_all(runs.values(), "cpu", 1)
-        done = {
-            kind: (result, experiments.folder_of(result.run))
-            for kind, result in zip(runs, results, strict=True)
-        }
-    (root / "w.safetensors").unlink()  # predicting needs no weights but the run's
+        done = {kind: (r, experiments.folder_of(r.run)) for kind, r in zip(runs, results, strict=True)}
+    weights.unlink()  # predicting needs no weights but the run's
     for image in done["knn"][0].arrays["test_ids"]:
         (root / "test" / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "set" / image, root / "test" / image)

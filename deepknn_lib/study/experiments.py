@@ -124,6 +124,11 @@ def _train(entry: Entry, device: str) -> bool:
     with claim(entry.folder, wait=False) as mine:
         if not mine or entry.result():
             return mine
+        if Entry.of(entry.run) != entry:
+            content_digest.cache_clear()  # This process may have read files that were replaced since.
+        if Entry.of(entry.run) != entry:
+            told = f"{platform.node()} has other images or weights in its {data_dir()} than the run is for"
+            raise ValueError(f"{told}; copy them there, or begin anew if they were replaced just now")
         storage.sweep(0, f"runs/.{entry.name}*")  # of a process that was killed, as the claim is ours
         storage.read_whole(entry.checkpoint, storage.load_state)  # A damaged one is set aside.
         where, started = pick_device(device), time.perf_counter()

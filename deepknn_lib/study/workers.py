@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from deepknn_lib.storage import claim, data_dir, whole_file
+from deepknn_lib.storage import claim, whole_file
 from deepknn_lib.study.cache import FILES, Entry, content_digest
 
 # Errors whose message says enough. Another one, which is a fault of ours, becomes a RuntimeError.
@@ -136,9 +136,6 @@ def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -
     with _ONE_AT_A_TIME:
         torch.set_num_threads(get_worker().state.nthreads)
         content_digest.cache_clear()
-        if Entry.of(entry.run) != entry:
-            told = f"the worker {get_worker().address} has other images or weights in its {data_dir()}"
-            raise ValueError(f"{told}; copy those of this machine there")
         if entry.base:
             _put(entry.base, of_base)
         return _files(entry) if work(entry) else None
