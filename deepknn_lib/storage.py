@@ -14,11 +14,9 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
 _NO_ROOM = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM ENOTDIR EEXIST".split()
 _OF_DISK = ("inline_container", "I/O error")  # what torch and safetensors say of such errors
 
@@ -91,9 +89,8 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold `path` until the block ends: others that claim it wait, or with `wait=False` get False in place of True.
 
     The claim is a lock of the operating system (flock) on the file `.<name>.lock` beside `path`, which stays. It ends
-    with its process, also by SIGKILL, and knows no process id, so that containers with equal ids, and hosts that share
-    a disk (NFS), keep each other out; a file that names its holder would outlive a killed one. Where the file system
-    has no locks nobody waits: work may be done twice, but as temporary paths differ, nothing is damaged.
+    with its process, also by SIGKILL, and holds between containers with equal process ids and hosts that share a disk.
+    Where the file system has no locks nobody waits: work may be done twice, but nothing is damaged.
     """
     from filelock import FileLock, Timeout
 
@@ -113,11 +110,8 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
         lock.release()
 
 
-def read_whole(path: Path, read: Callable[[Path], T]) -> T | None:
-    """What `read` makes of a file or folder that can be made again; None if there is none.
-
-    If `read` raises, as what is there is not whole, it is set aside with a warning, and counts as not there.
-    """
+def read_whole(path: Path, read: Callable[[Path], object]) -> object | None:
+    """What `read` makes of a file or folder; None if there is none, or it is not whole, and set aside."""
     if not path.exists():
         return None
     try:

@@ -129,7 +129,7 @@ class Entry:
     @property
     def checkpoint(self) -> Path:
         """The file of a training that was begun."""
-        return self.folder.with_name(f"{self.name}.checkpoint.pt")
+        return data_dir() / "runs" / f"{self.name}.checkpoint.pt"
 
     def result(self) -> Result | None:
         """The result, if there is one; what is there but not whole is set aside, with a warning."""

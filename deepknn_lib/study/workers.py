@@ -1,7 +1,6 @@
 """Training many runs side by side: on processes of this machine, or on the workers of a Dask cluster.
 
-Both ways call a function for entries of the cache and tell how each call ended, as they end; one that fails ends no
-other. The function returns whether the files of the entry are in place then.
+Both ways call a function for entries of the cache, and tell how each call ended; one that fails ends no other.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ import torch
 from deepknn_lib.storage import claim, whole_file
 from deepknn_lib.study.cache import FILES, Entry, content_digest
 
-# Errors whose message says enough. Another one, which is a fault of ours, becomes a RuntimeError.
+# Errors that are told as they are; others become a RuntimeError.
 KINDS = (FileNotFoundError, OSError, FloatingPointError, ValueError, RuntimeError)
 _ONE_AT_A_TIME = threading.Lock()  # of the runs that a worker of a cluster executes
 
@@ -51,11 +50,11 @@ def attempt(work: Callable, entry: Entry, *more) -> Ended:
 
 def on_processes(jobs: int, work: Callable, entries: list[Entry]) -> Iterator[Ended]:
     """Call `work` in so many processes of this machine, a core each; for one job at a time it is this process."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, delayed, parallel_config
 
     told = {name: value for name, value in os.environ.items() if name.startswith("DEEPKNN_")}
-    options = {"initializer": _begin_process, "initargs": (os.getpid(), told)}
-    parallel = Parallel(jobs, backend="loky", return_as="generator_unordered", batch_size=1, **options)
+    with parallel_config("loky", n_jobs=jobs, initializer=_begin_process, initargs=(os.getpid(), told)):
+        parallel = Parallel(return_as="generator_unordered", batch_size=1)
     left = dict.fromkeys(entries)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Processes inherit it; they end with this one.
     try:
