@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import time
 import uuid
+import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,8 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold `path` until the block ends: others that claim it wait, or with `wait=False` get False in place of True.
 
     The claim is a lock of the operating system (flock) on the file `.<name>.lock` beside `path`, which stays. It ends
-    with its process, also by SIGKILL, and knows no process id, so that containers with equal ids, and hosts that share
-    a disk (NFS), keep each other out; a file that names its holder would outlive a killed one. Where the file system
-    has no locks nobody waits: work may be done twice, but as temporary paths differ, nothing is damaged.
+    with its process, also by SIGKILL, and holds between containers with equal process ids and hosts that share a disk.
+    Where the file system has no locks nobody waits: work may be done twice, but nothing is damaged.
     """
     from filelock import FileLock, Timeout
 
@@ -108,6 +108,18 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
         yield mine
     finally:
         lock.release()
+
+
+def read_whole(path: Path, read: Callable[[Path], object]) -> object | None:
+    """What `read` makes of a file or folder; None if there is none, or it is not whole, and set aside."""
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # NumPy and torch raise many kinds
+        warnings.warn(set_aside(path, error), stacklevel=2)
 
 
 def set_aside(path: Path, why: Exception) -> str:

@@ -1,6 +1,7 @@
-"""Results and results rows of runs that nobody executed, with predictions of a chosen quality."""
+"""Images that are easy to tell apart; results and rows of runs that nobody executed, of a chosen quality."""
 
 import numpy as np
+from PIL import Image
 
 from deepknn_lib.study.experiments import Result
 from deepknn_lib.study.results import KEYS, SETTINGS
@@ -8,6 +9,17 @@ from deepknn_lib.study.runs import METHODS, make_run
 
 LABELS = np.repeat([0, 1, 2], [160, 80, 60])
 ORIGIN = {"seconds": 1.0, "device": "cpu", "versions": "python 3", "commit": "abc"}
+
+
+def draw_classes(folder, names="abc", seed=0, size=(24, 24), turned=0):
+    """Draw twelve noisy images of each class, which differ in colour, and give the data set's name."""
+    rng = np.random.default_rng(seed)
+    for c, name in enumerate(names):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(12):
+            pixels = rng.integers(0, 120, (*size, 3)) + 100 * (np.arange(3) == (c + turned) % 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+    return f"folder:{folder}"
 
 
 def result(method, seed=0, quality=0.5, arrives=4, stuck=False, ratios=(0.6, 0.7), **given):

@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from made_up import draw_classes
 from PIL import Image
 from safetensors.torch import save_file
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
 from deepknn_lib.study import experiments
-from deepknn_lib.study import predict as module
 from deepknn_lib.study.predict import predict
 from deepknn_lib.study.runs import make_run
 
@@ -22,28 +23,16 @@ KINDS = ("deep-knn", "weighted-ce", "deep-knn-ft", "knn", "mlp-deep-knn", "pretr
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A set of 3 × 12 images, runs of several kinds on it, one with pretrained weights, and its test images alone."""
-    root, rng, runs = tmp_path_factory.mktemp("predict"), np.random.default_rng(0), {}
-    for c, name in enumerate(("a", "=b", "c")):
-        (root / "set" / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = rng.integers(0, 120, (40, 30, 3)) + 100 * (np.arange(3) == c)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "set" / name / f"{number}.png")
-    weights = build_network("resnet18", seed=5).backbone.state_dict()
-    save_file({name: value.contiguous() for name, value in weights.items()}, root / "w.safetensors")
-    for kind in KINDS:
-        changes = (
-            {"backbone": "resnet18", "weights": str(root / "w.safetensors")} if kind == "pretrained" else {}
-        )
-        method = "knn" if changes else kind
-        runs[kind] = make_run(f"folder:{root / 'set'}", method, "smoke", **changes)
+    root = tmp_path_factory.mktemp("predict")
+    name, weights = draw_classes(root / "set", ("a", "=b", "c"), size=(40, 30)), root / "w.safetensors"
+    save_file(build_network("resnet18", seed=5).backbone.state_dict(), weights)
+    runs = {kind: make_run(name, kind, "smoke") for kind in KINDS[:-1]}
+    runs["pretrained"] = make_run(name, "knn", "smoke", backbone="resnet18", weights=str(weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPKNN_DATA", str(root / "data"))
         results = experiments.execute_all(runs.values(), "cpu", 1)
-        done = {
-            kind: (result, experiments.folder_of(result.run))
-            for kind, result in zip(runs, results, strict=True)
-        }
-    (root / "w.safetensors").unlink()  # predicting needs no weights but the run's
+        done = {kind: (r, experiments.folder_of(r.run)) for kind, r in zip(runs, results, strict=True)}
+    weights.unlink()  # predicting needs no weights but the run's
     for image in done["knn"][0].arrays["test_ids"]:
         (root / "test" / image).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / "set" / image, root / "test" / image)
@@ -54,37 +43,48 @@ def place(tmp_path_factory):
 def test_a_runs_own_test_images_have_its_features_and_predictions(place, kind):
     root, done = place
     (result, folder), arrays = done[kind], done[kind][0].arrays
-    found, three = predict(folder, root / "test"), predict(folder, root / "test", 3).table
-    order = [[*arrays["test_ids"]].index(image.split("/test/")[1]) for image in found.table["image"]]
+    found = predict(folder, root / "test")
+    table, names = found.table, np.array(result.record["class_names"])
+    order = [[*arrays["test_ids"]].index(image.split("/test/")[1]) for image in table["image"]]
     np.testing.assert_allclose(found.features, arrays["test_features"][order], rtol=1e-5, atol=1e-5)
-    names = np.array(result.record["class_names"])
-    for table, k_predict in ((found.table, None), (three, 3)):
-        assert table["class"].tolist() == names[result.predict(k_predict)[order]].tolist()
-    votes = three[["class_1", "class_2", "class_3"]].eq(three["class"], axis=0).mean(axis=1)
-    assert np.allclose(three["share"], votes) and three.columns[-1] == "distance_3"
-    first = arrays["train_features"][[[*arrays["train_ids"]].index(name) for name in three["neighbour_1"]]]
-    assert np.allclose(three["distance_1"], np.linalg.norm(first - found.features, axis=1), atol=1e-4)
-    assert [name.split("/")[0] for name in three["neighbour_1"]] == three["class_1"].tolist()
+    assert table["class"].tolist() == names[result.predict()[order]].tolist()
+    assert table.columns[-1] == "distance_5"
+    if kind == "weighted-ce":
+        shares = torch.from_numpy(arrays["test_logits"][order]).softmax(1).max(1).values.numpy()
+    else:
+        shares = table.filter(regex="^class_").eq(table["class"], axis=0).mean(axis=1)
+    np.testing.assert_allclose(table["share"], shares, rtol=1e-4)
+    first = arrays["train_features"][[[*arrays["train_ids"]].index(name) for name in table["neighbour_1"]]]
+    assert np.allclose(table["distance_1"], np.linalg.norm(first - found.features, axis=1), atol=1e-4)
+    assert [name.split("/")[0] for name in table["neighbour_1"]] == table["class_1"].tolist()
 
 
 def test_far_is_further_than_99_per_cent_of_the_test_images(place):
     root, done = place
     result, folder = done["knn"]
     Image.new("RGB", (9, 9), "black").save(root / "far.png")
-    found = predict(folder, root / "far.png", 2)
+    found = predict(folder, root / "far.png")
     train, test = (result.arrays[f"{part}_features"] for part in ("train", "test"))
-    second = np.sort(np.linalg.norm(test[:, None] - train, axis=2), axis=1)[:, 1]
-    assert found.table["far"].tolist() == [True] and found.table["distance_2"][0] > second.max()
-    assert (
-        "1 of 1 images are far from all that the run knows: their neighbour 2 is further than " in found.told
-    )
-    assert f"than {np.percentile(second, 99):.3g}, as it is for 1 %" in found.told
-    assert predict(folder, root / "test", 2).table["far"].sum() == 1  # of seven or eight, the furthest
+    fifth = np.sort(np.linalg.norm(test[:, None] - train, axis=2), axis=1)[:, 4]
+    assert found.table["far"].tolist() == [True] and found.table["distance_5"][0] > fifth.max()
+    told = "1 of 1 images are far from all that the run knows: their neighbour 5 is further than "
+    assert told + f"{np.percentile(fifth, 99):.3g}, as it is for 1 %" in found.told
+    assert predict(folder, root / "test").table["far"].sum() == 1  # of seven or eight, the furthest
 
 
-def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys, monkeypatch):
+def test_a_run_that_was_written_out_is_judged_as_it_was_asked_for(place, tmp_path):
     root, done = place
-    monkeypatch.setattr(module, "BLOCK", 3)
+    run = done["weighted-ce"][0].run
+    words = f"run --method ce-knn --profile smoke --device cpu --k-predict 3 --out {tmp_path}".split()
+    assert cli.main([*words, "--dataset", run.dataset]) == 0
+    found = predict(tmp_path, root / "test")
+    assert found.run.method == "ce-knn" and found.table.columns[-1] == "distance_3"
+    votes = found.table[["class_1", "class_2", "class_3"]].eq(found.table["class"], axis=0).mean(axis=1)
+    assert np.allclose(found.table["share"], votes)
+
+
+def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys):
+    root, done = place
     images = shutil.copytree(root / "test", root / "some")
     (images / "broken.png").write_bytes(b"no picture")
     command = ["predict", "--run", str(done["weighted-ce"][1]), "--images", str(images)]
@@ -102,13 +102,11 @@ def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys,
 
 
 @pytest.mark.parametrize("option, value, said", [
-    ("--run", "empty", "is no run, for it holds no run.json; give a folder that `run --out` wrote"),
+    ("--run", "empty", "empty is no run, .*run.json.*; give a folder that `run --out` wrote"),
     ("--run", "mlp-deep-knn", "learns on the feature vectors of another run.*predict with a run of knn"),
-    ("--run", "cut", "is not whole .*copy or execute the run again"),
+    ("--run", "cut", "cut is no run, or not whole .*: model.safetensors changed since"),
     ("--images", "nowhere", "there is no image at"),
     ("--images", "bad", "no image at .* can be read: .*x.png cannot be read"),
-    ("--k-predict", "0", "deep-knn has no softmax"),
-    ("--k-predict", "99", "1 <= k <= "),
     ("--figure", "t.xyz", "xyz"),
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_said_in_a_line_and_writes_nothing(
@@ -120,7 +118,7 @@ def test_what_cannot_be_meant_is_said_in_a_line_and_writes_nothing(
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.png").write_bytes(b"x")
     options = {"--run": done["deep-knn"][1], "--images": root / "test", "--out": tmp_path / "t.csv"}
-    options[option] = done[value][1] if value in done else value if value.isdecimal() else tmp_path / value
+    options[option] = done[value][1] if value in done else tmp_path / value
     assert cli.main(["predict", *(str(part) for pair in options.items() for part in pair)]) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-1].startswith("error: ") and re.search(said, told[-1]) and not (tmp_path / "t.csv").exists()

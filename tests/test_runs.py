@@ -9,9 +9,14 @@ from deepknn_lib.study.runs import METHODS, PROFILES, SOFTMAX, TABLE2, TABLE3, R
 from deepknn_lib.training import TrainingConfig
 
 
+def lesions(method="deep-knn", **changes):
+    return make_run("lesions", method, **changes)
+
+
 def test_the_key_ignores_only_what_does_not_change_the_training():
-    run = make_run("lesions", "deep-knn")
-    assert run.key == make_run("lesions", "deep-knn").key == replace(run, k_predict=1).key
+    run = lesions()
+    assert Run().key == "lesions-deep-knn-paper-s0-cef2e0dcb6c7"  # the same on every machine
+    assert run.key == lesions().key == replace(run, k_predict=1).key
     other = {
         "dataset": "skin7", "split": "grouped", "fold": 2, "backbone": "resnet18", "weights": "imagenet",
         "image_size": 64, "seed": 1, "k": 3, "m": 3, "margin": 0.3, "normalize": "l2", "epochs": 3, "batch_size": 32,
@@ -22,45 +27,39 @@ def test_the_key_ignores_only_what_does_not_change_the_training():
     assert set(other) == {f.name for f in fields(Run)} - apart
     keys = {replace(run, **{name: value}).key for name, value in other.items()}
     assert len(keys) == len(other) and run.key not in keys
-    triplet, ce = make_run("lesions", "triplet"), make_run("lesions", "weighted-ce")
-    assert replace(triplet, soft=True).key != triplet.key and replace(ce, class_power=0.5).key != ce.key
-    assert replace(run, class_power=0.5).key == run.key  # deep kNN has no class weights
-    assert replace(ce, k=7, m=2, margin=0.9).key == ce.key  # cross-entropy knows none of them
-    assert Run().key == "lesions-deep-knn-paper-s0-cef2e0dcb6c7"  # the same on every machine
+    drawn, pretrained = lesions("knn"), lesions("knn", weights="imagenet")
+    on_features = lesions("mlp-deep-knn")
+    for one, changes, differs in (
+        (lesions("triplet"), {"soft": True}, True),
+        (lesions("weighted-ce"), {"class_power": 0.5}, True),
+        (run, {"class_power": 0.5}, False),  # deep kNN has no class weights
+        (lesions("weighted-ce"), {"k": 7, "m": 2, "margin": 0.9}, False),  # cross-entropy knows none of them
+        (drawn, {"seed": 1}, True),
+        (pretrained, {"seed": 1}, False),  # no weights are drawn
+        (pretrained, {"lr": 9.0, "k": 1, "epochs": 3, "sampling": "random"}, False),  # nothing is trained
+        (pretrained, {"normalize": "l2"}, True),
+        (pretrained, {"split": "grouped"}, True),
+        (pretrained, {"image_size": 64}, True),
+        (lesions(weights="imagenet"), {"seed": 1}, True),
+        (on_features, {"base": replace(on_features.base, normalize="l2")}, True),
+    ):
+        assert (replace(one, **changes).key != one.key) == differs, (one.method, changes)
 
 
 def test_methods_share_what_they_can():
-    ce = make_run("lesions", "weighted-ce")
-    assert make_run("lesions", "ce-knn").key == ce.key == make_run("lesions", "deep-knn-ft").base.key
-    assert make_run("lesions", "deep-knn-ft").key != make_run("lesions", "deep-knn").key
-    three = {make_run("lesions", method).base.key for method in TABLE3[1:]}
-    assert three == {make_run("lesions", "knn").key}  # the features are the same for all of Table 3
+    assert lesions("ce-knn").key == lesions("weighted-ce").key == lesions("deep-knn-ft").base.key
+    assert lesions("deep-knn-ft").key != lesions().key
+    assert {lesions(method).base.key for method in TABLE3[1:]} == {lesions("knn").key}
     assert [method for method in METHODS if METHODS[method].on_features] == list(TABLE3[1:])
-    assert all(make_run("lesions", method, profile) for method in METHODS for profile in PROFILES)
+    assert all(lesions(method, profile=profile) for method in METHODS for profile in PROFILES)
 
 
-def test_the_seed_of_features_that_are_not_trained_matters_only_where_weights_are_drawn():
-    both = [[make_run("lesions", "knn", seed=s, weights=w).key for s in (0, 1)] for w in ("none", "imagenet")]
-    drawn, pretrained = both
-    assert drawn[0] != drawn[1] and pretrained[0] == pretrained[1] and "-s0-" in pretrained[0]
-    first = make_run("lesions", "knn", weights="imagenet")
-    assert replace(first, lr=9.0, k=1, epochs=3, sampling="random").key == first.key  # nothing is trained
-    others = [{"normalize": "l2"}, {"split": "grouped"}, {"image_size": 64}]
-    assert len({first.key, *(replace(first, **change).key for change in others)}) == 4
-    assert len({make_run("lesions", "deep-knn", seed=seed, weights="imagenet").key for seed in (0, 1)}) == 2
-
-
-def test_a_run_on_features_hands_its_settings_to_its_base():
-    shared = {"split": "grouped", "fold": 2, "seed": 4, "image_size": 64}
-    shared |= {"weights": "imagenet", "backbone": "resnet18"}
-    run = make_run("lesions", "mlp-deep-knn", evaluate_on="validation", **shared)
-    for name, value in (shared | {"evaluate_on": "validation"}).items():
-        assert getattr(run.base, name) == getattr(run, name) == value
-    assert make_run("digits", "deep-knn-ft", lr_decay_every=7, precision="bf16").base.lr_decay_every == 7
-    assert (
-        make_run("digits", "deep-knn-ft").base.lr_decay_every == 3
-    )  # not the 2 that the profile gives deep-knn-ft
-    assert run.base.method == "knn" and run.key != replace(run, base=replace(run.base, normalize="l2")).key
+def test_a_run_hands_what_was_given_to_its_base_and_no_setting_of_its_own():
+    shared = {"split": "grouped", "fold": 2, "seed": 4, "image_size": 64, "evaluate_on": "validation"}
+    shared |= {"weights": "imagenet", "backbone": "resnet18", "lr_decay_every": 7, "precision": "bf16"}
+    base = make_run("digits", "deep-knn-ft", **shared).base
+    assert base.method == "weighted-ce" and shared.items() <= vars(base).items()
+    assert make_run("digits", "deep-knn-ft").base.lr_decay_every == 3  # not the 2 of deep-knn-ft
 
 
 @pytest.mark.parametrize("wrong, said", [
@@ -85,11 +84,11 @@ def test_a_run_that_cannot_be_meant_is_an_error(wrong, said):
 ])  # fmt: skip
 def test_make_run_names_what_is_unknown(changes, said):
     with pytest.raises(ValueError, match=said):
-        make_run("lesions", **{"method": "knn"} | changes)
+        lesions(**{"method": "knn"} | changes)
 
 
 def test_a_run_is_a_training_configuration_of_its_methods_loss():
-    run = make_run("lesions", "deep-knn-global")
+    run = lesions("deep-knn-global")
     assert type(run.config) is TrainingConfig and run.config.margin == run.margin
     assert run.config.loss == "deep-knn" and run.config.search_every == 20
 
