@@ -158,20 +158,6 @@ def test_processes_that_are_used_again_see_files_that_were_replaced(data, tmp_pa
         assert not np.array_equal(old.arrays["test_features"], new.arrays["test_features"])
 
 
-def test_features_that_are_not_trained_are_made_once_for_all_splits(monkeypatch, data):
-    made, run = [], make_run("digits", "knn", "smoke", seed=77)
-    extract = mock.Mock(side_effect=lambda network, x: made.append(len(x)) or extract_features(network, x))
-    monkeypatch.setattr(experiments, "extract_features", extract)
-    first, images = experiments.execute(run, "cpu"), experiments.parts(run)
-    validation = experiments.execute(replace(run, evaluate_on="validation"), "cpu").arrays
-    experiments.execute(replace(run, split="grouped"), "cpu")
-    assert sum(made) == len(images.train) + len(images.test)
-    where = dict(zip(first.arrays["train_ids"].tolist(), first.arrays["train_features"], strict=True))
-    assert np.array_equal([where[i] for i in validation["test_ids"]], validation["test_features"])
-    other = experiments.execute(replace(run, seed=76), "cpu")  # other weights are drawn
-    assert not np.allclose(other.arrays["test_features"], first.arrays["test_features"], atol=1e-3)
-
-
 @pytest.mark.parametrize("names, votes", [("ab", METHODS["mlp-ce"].votes), ("abc", (1, 5))])
 def test_a_method_on_features_learns_from_those_of_its_base(data, tmp_path, names, votes):
     run = make_run(draw_classes(tmp_path / "set", names), "mlp-ce", "smoke", epochs=8, lr=0.05)
@@ -246,8 +232,7 @@ def spoil(path, change):
 
 
 def reversed_rows(arrays):
-    name = "features" if "features" in arrays else "train_features"
-    return arrays | {name: arrays[name][::-1]}
+    return arrays | {"train_features": arrays["train_features"][::-1]}
 
 
 KNN, FROM_CE, CE = (f"runs/digits-{name}-*" for name in ("knn", "deep-knn-ft", "weighted-ce"))
@@ -261,7 +246,6 @@ DAMAGES = {
     "no features.npz": (f"{KNN}/features.npz", None, None),
     "an edited history": (f"{KNN}/history.csv", lambda text: text + b"9\n", None),
     "a base": (f"{CE}/model.safetensors", lambda content: content[:-4] + b"0000", FROM_CE),
-    "frozen features": ("features/*.npz", reversed_rows, KNN),
     "a checkpoint": ("runs/*.checkpoint.pt", lambda _: b"garbage", FROM_CE),
 }  # fmt: skip
 

@@ -95,25 +95,21 @@ def validation_part(data: Dataset) -> Dataset:
 
 
 def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bilinear") -> str:
-    """Twelve digits of a sha256 of what `load_dataset` gives: class names, ids, labels, groups, split and pixels.
-
-    With `split=None` the split is left out, for what is the same on every split, such as frozen features.
-    """
+    """Twelve digits of a sha256 of what `load_dataset` gives: class names, ids, labels, groups, split and pixels."""
     _, index, folds, everything, _ = _read(name, split, fold, image_size, interpolation)
     texts = ("\n".join(lines) for lines in (index.class_names, index.ids, index.groups))
-    parts = [folds == fold] if split else []
-    return digest(*texts, index.labels, *parts, hashlib.sha256(everything.images).hexdigest())
+    return digest(*texts, index.labels, folds == fold, hashlib.sha256(everything.images).hexdigest())
 
 
-def _read(name: str, split: str | None, fold: int, size: int, interpolation: str) -> tuple:
+def _read(name: str, split: str, fold: int, size: int, interpolation: str) -> tuple:
     """A set by its name, its index, folds, images and doubts; ValueError for what is wrong or cannot be meant."""
-    entry = check_split(name, split or SPLITS[0], fold)
+    entry = check_split(name, split, fold)
     if size < 16 or interpolation not in INTERPOLATIONS:
         what = f"image_size must be at least 16 pixels and interpolation one of {INTERPOLATIONS}"
         raise ValueError(f"{what}, got {size} and {interpolation!r}")
     index = index_of(entry, split)
-    folds = folds_of(entry, index, split, fold) if split else None
-    found = [*flaws(index, {split: folds} if split else {}, [fold])]
+    folds = folds_of(entry, index, split, fold)
+    found = [*flaws(index, {split: folds}, [fold])]
     for error in (one for one in found if one.severity == "error"):
         raise ValueError(f"{name}: {error.check}: {error.detail}")
     images = ImageSet(decode(index, entry, size, interpolation), index.labels, index.ids, index.groups)

@@ -99,7 +99,7 @@ def _checksums(folder: Path, record: dict) -> dict[str, str]:
 
 @cache
 def content_digest(dataset, split, fold, image_size, backbone, weights) -> str:
-    """Digest of images, labels, groups, split (unless it is None) and a file of weights; once a process."""
+    """Digest of images, labels, groups, split and a file of weights; once a process."""
     how, file = preprocessing(backbone, weights)["interpolation"], weights_file(backbone, weights)
     content = dataset_digest(dataset, split, fold, image_size, how)
     return digest(content, file) if file and file.is_file() else content

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepknn_lib import estimators, storage
-from deepknn_lib.datasets import Dataset, ImageSet, Rows, load_dataset, validation_part
+from deepknn_lib.datasets import Dataset, Rows, load_dataset, validation_part
 from deepknn_lib.models import Network, build_network, extract_features, preprocessing
-from deepknn_lib.storage import claim, data_dir, digest, repository, whole_file
+from deepknn_lib.storage import claim, data_dir, repository, whole_file
 from deepknn_lib.study.cache import Entry, Result, content_digest, write_run
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 from deepknn_lib.study.workers import KINDS, Ended, on_cluster, on_processes
@@ -158,18 +158,15 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
         own = load_file(entry.base.folder / "model.safetensors")
         backbone = {n.removeprefix("backbone."): t for n, t in own.items() if n.startswith("backbone.")}
         network.backbone.load_state_dict(backbone)
+    images = {part: held.images for part, held in both.items()}  # `Rows` stay on disk.
+    images |= {p: torch.from_numpy(i).to(where) for p, i in images.items() if not isinstance(i, Rows)}
+    history, options = [], {"checkpoint": entry.checkpoint, "on_epoch": partial(_tell_epoch, run)}
     if METHODS[run.method].loss:
-        images = {part: held.images for part, held in both.items()}  # `Rows` stay on disk.
-        images |= {p: torch.from_numpy(i).to(where) for p, i in images.items() if not isinstance(i, Rows)}
-        options = {"checkpoint": entry.checkpoint, "on_epoch": partial(_tell_epoch, run)}
         history = fit(network, images["train"], torch.from_numpy(data.train.labels), run.config, **options)
-        features = {part: extract_features(network, some) for part, some in images.items()}
-        arrays = {f"{part}_features": some.cpu().numpy() for part, some in features.items()}
-        if network.classifier:
-            arrays["test_logits"] = network.classifier(features["test"]).detach().cpu().numpy()
-    else:
-        history, known = [], _frozen_features(network, run, both.values())
-        arrays = {f"{p}_features": np.stack([known[i] for i in held.ids]) for p, held in both.items()}
+    features = {part: extract_features(network, some) for part, some in images.items()}
+    arrays = {f"{part}_features": some.cpu().numpy() for part, some in features.items()}
+    if network.classifier:
+        arrays["test_logits"] = network.classifier(features["test"]).detach().cpu().numpy()
     for part, held in both.items():
         arrays |= {f"{part}_labels": held.labels, f"{part}_ids": held.ids, f"{part}_groups": held.groups}
     counts = {part: np.bincount(held.labels, minlength=len(names)).tolist() for part, held in both.items()}
@@ -202,32 +199,6 @@ def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None)
         pixels = preprocessing(run.backbone, weights)  # They are no part of the state.
         network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
     return network
-
-
-def _frozen_features(network: Network, run: Run, parts: Iterable[ImageSet]) -> dict[str, np.ndarray]:
-    """Features by image of a backbone that is not trained: the same on every split, so made once and kept."""
-    content = content_digest(run.dataset, None, 1, run.image_size, run.backbone, run.weights)
-    seed = run.seed if run.weights == "none" else 0
-    name = digest(content, run.backbone, run.weights, run.normalize, str(seed))
-    path = data_dir() / "features" / f"{run.dataset.split(':')[0]}-{run.backbone}-{name}.npz"
-    with claim(path):
-        known = storage.read_whole(path, _read_features) or {}
-        if any(image not in known for held in parts for image in held.ids):
-            for held in parts:
-                images = Rows(held.images, np.arange(len(held)))  # not the whole set at once on a GPU
-                known |= zip(held.ids.tolist(), extract_features(network, images).cpu().numpy(), strict=True)
-            arrays = {"ids": np.array([*known]), "features": np.stack([*known.values()])}
-            with whole_file(path) as temporary:
-                np.savez(temporary, **arrays, checksum=digest(*arrays.values()))
-    return known
-
-
-def _read_features(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        ids, features = stored["ids"], stored["features"]
-        if stored["checksum"] != digest(ids, features):
-            raise ValueError("its arrays are not those that were written")
-    return dict(zip(ids.tolist(), features, strict=True))
 
 
 def parts(run: Run) -> Dataset:
