@@ -1,5 +1,7 @@
 """Images that are easy to tell apart; results and rows of runs that nobody executed, of a chosen quality."""
 
+import time
+
 import numpy as np
 from PIL import Image
 
@@ -51,3 +53,22 @@ def result_row(dataset, method, profile="demo", columns=(), **changes):
     run = make_run(dataset, method, profile, **changes)
     row = {name: getattr(run, name) for name in (*KEYS, *SETTINGS, "k_predict", "evaluate_on")}
     return row | scores | dict(columns)
+
+
+def digits(method="knn", seed=0, **changes):
+    """A run of seconds."""
+    return make_run("digits", method, "smoke", split="grouped", seed=seed, **changes)
+
+
+def same(first, second):
+    """Whether two results have equal arrays."""
+    return [*first.arrays] == [*second.arrays] and all(
+        np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays
+    )
+
+
+def wait_for(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert condition()
