@@ -101,20 +101,23 @@ def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterat
 
     What another process is at stays in `todo`, and is tried again when all others are done.
     """
+    told = set()
     while todo:
         ready = [entry for entry in todo if entry.base not in todo]
         before = len(todo)
         for ended in spread(partial(_train, device=device), ready):
             for text in ended.warnings:
-                report("warning", f"{ended.entry.run.label}: {text}")
+                if text not in told:  # that of the data comes with every run
+                    report("warning", f"{ended.entry.run.label}: {text}")
+            told.update(ended.warnings)
             if ended.value or ended.error:
                 del todo[ended.entry]
                 yield ended
             if ended.error:
-                told = f"{ended.entry.run.label}, which it starts from, failed: {ended.error}"
+                why = ValueError(f"{ended.entry.run.label}, which it starts from, failed: {ended.error}")
                 for entry in [entry for entry in todo if entry.base == ended.entry]:
                     del todo[entry]
-                    yield Ended(entry, None, ValueError(told))
+                    yield Ended(entry, None, why)
         if len(todo) == before:
             time.sleep(1)
 
