@@ -55,6 +55,8 @@ def on_processes(jobs: int, work: Callable, entries: list[Entry]) -> Iterator[En
     told = {name: value for name, value in os.environ.items() if name.startswith("DEEPKNN_")}
     with parallel_config("loky", n_jobs=jobs, initializer=_begin_process, initargs=(os.getpid(), told)):
         parallel = Parallel(return_as="generator_unordered", batch_size=1)
+    # A process that grew is replaced by a new one, of which nobody needs to know.
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
     left = dict.fromkeys(entries)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Processes inherit it; they end with this one.
     try:
