@@ -25,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from deepknn_lib import metrics
 from deepknn_lib.datasets import Dataset, load_dataset
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
-from deepknn_lib.storage import whole_file
+from deepknn_lib.storage import write_csv
 from deepknn_lib.study import claims, experiments, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
 
@@ -247,8 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, (make, needed) in files().items():
         if set(needed) <= set(done):
             table = make([result for study in needed for result in done[study]])
-            with whole_file(arguments.out / f"{name}.csv") as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
+            write_csv(table, arguments.out / f"{name}.csv")
             print(f"{name}.csv: {len(table)} rows")
         elif set(needed) & set(done):
             print(f"{name}.csv: left as it is, it needs {', '.join(needed)}", file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deepknn_lib.storage import whole_file
+from deepknn_lib.storage import write_csv
 from deepknn_lib.study import experiments, results
 from deepknn_lib.study.runs import METHODS, SOFTMAX, Run, make_run
 
@@ -108,8 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             known["class_power"] = known["method"].map({"weighted-ce": 1.0, "mlp-ce": 1.0})
         same = [*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on"]
         rows = pd.concat([known, rows], ignore_index=True).drop_duplicates(same, keep="last")
-    with whole_file(out) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(rows, out)
     chosen = best(rows)
     print(results.markdown(chosen[["method", *CHOSEN]].astype(str).join(chosen[["acc", "mcr"]])))
     return 0

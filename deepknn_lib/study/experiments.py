@@ -141,11 +141,8 @@ def _train(entry: Entry, device: str) -> bool:
         threads = f"cpu ({torch.get_num_threads()} threads a run)"
         device = torch.cuda.get_device_name() if where.type == "cuda" else threads
         how = {"device": device, "seconds": time.perf_counter() - started, "versions": versions()}
-        how |= {
-            "commit": commit(),
-            "data": entry.data,
-            "collapsed": collapsed(result.history, entry.run.config),
-        }
+        how |= {"commit": commit(), "data": entry.data}
+        how["collapsed"] = collapsed(result.history, entry.run.config)
         with whole_file(entry.folder) as fresh:
             write_run(fresh, replace(result, record=result.record | how), state)
         entry.checkpoint.unlink(missing_ok=True)
@@ -199,6 +196,7 @@ def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None)
     network = build_network(run.backbone, weights="none" if state else weights, **options)
     if state:
         network.load_state_dict(state)
+        network.precision = run.precision
         pixels = preprocessing(run.backbone, weights)  # They are no part of the state.
         network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
     return network
