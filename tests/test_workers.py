@@ -41,7 +41,7 @@ def test_processes_that_are_used_again_see_files_that_were_replaced(data, tmp_pa
 def at_work(data):
     """A grid of two long runs in a process of its own, once both have left a checkpoint."""
     words = (
-        "grid --profile smoke --dataset digits --methods deep-knn --splits grouped --epochs 900 --device cpu"
+        "grid --profile smoke --dataset digits --methods deep-knn --splits grouped --seeds 0,1 --epochs 900"
     )
     environment = os.environ | {"LOKY_MAX_CPU_COUNT": "2", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "deepknn_lib", *words.split()]
@@ -76,7 +76,7 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(at_work, data, m
 def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(monkeypatch, tmp_path):
     from distributed import LocalCluster
 
-    runs = [digits("deep-knn-ft", epochs=6)]
+    runs = [digits("deep-knn-ft", epochs=4)]
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "here"))
     told = {"DEEPKNN_DATA": str(tmp_path / "there"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "env": told}

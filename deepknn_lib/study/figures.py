@@ -1,4 +1,4 @@
-"""Figures in one style: scores with intervals, curves by epoch, and every comparison of the claims."""
+"""Figures in one style: scores with intervals, and curves by epoch."""
 
 import json
 import math
@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from deepknn_lib.study.claims import CLAIMS, comparisons
 from deepknn_lib.study.results import SCORES, method_title
 from deepknn_lib.study.runs import SOFTMAX
 
@@ -17,7 +16,6 @@ from deepknn_lib.study.runs import SOFTMAX
 _STYLE = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
 COLORS = _STYLE["colors"]
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
-_OF_SPLIT = {"paper": {"color": "#d55e00"}, "grouped": {"color": "#0072b2"}}
 _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active terms"}
 
 
@@ -89,43 +87,4 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
     line = {"marker": "o", "ms": 4, "lw": 1.8}
     looks = {method_title(method, SOFTMAX): line | {"color": COLORS[method]} for method in methods}
     _legend(figure, looks, 2 if len(looks) == 4 else min(len(looks), 3))
-    return figure
-
-
-def forest(evidence: pd.DataFrame) -> plt.Figure:
-    """Every comparison in points: ours as intervals (95 %; thin: the rule's level), the paper's as diamonds.
-
-    A row is a comparison in a setting, a colour a split; what the rule does not count is pale. C5 and C10 are not in
-    points and have no row; RS stands in the panel of MCR.
-    """
-    rows = comparisons(evidence).query("measure in @SCORES.values()")
-    place = rows["setting"].str.replace(r", [^,]+ weights|, from scratch|, \d+ (px|epochs)", "", regex=True)
-    place = "  (" + rows["dataset"] + ", " + place.str.replace("the cross-entropy network", "CE") + ")"
-    rows["label"] = rows["claim"] + "  " + rows["comparison"]
-    rows["label"] += rows["measure"].map({"RS": ", RS"}).fillna("") + place
-    in_order = rows.drop_duplicates("label")
-    in_order = in_order.sort_values("claim", key=lambda claims: claims.map(CLAIMS.index), kind="stable")
-    labels, first = [*in_order["label"]], np.flatnonzero(in_order["claim"] != in_order["claim"].shift())
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.2 * len(labels) + 1.6), sharey=True)
-    of_paper = {"color": "black", "mfc": "white", "marker": "D", "ms": 4}
-    for row in rows.to_dict("records"):
-        axis, line = axes[int(row["measure"] != "Acc")], labels.index(row["label"])
-        at = line + (0.17 if row["split"] == "grouped" else -0.17)
-        look = _OF_SPLIT[row["split"]] | {"alpha": 1 if row["says"] else 0.3}
-        axis.plot([row["low"], row["high"]], [at, at], lw=0.8, **look)
-        axis.plot([row["low_95"], row["high_95"]], [at, at], lw=2.2, **look)
-        axis.plot(row["value"], at, "o", ms=3.5, **look)
-        axis.plot(row["paper"], line, zorder=5, **of_paper)
-    for axis, title in zip(axes, ("Acc", "MCR (RS where the row says so)"), strict=True):
-        axis.axvline(0, color="0.4", lw=0.8)
-        for line in first:  # of a claim
-            axis.axhline(line - 0.5, color="0.4", lw=0.6)
-        axis.set(title=title, xlabel="difference, points", ylim=(len(labels) - 0.5, -0.5))
-        axis.grid(color="0.92")
-    axes[0].set_yticks(range(len(labels)), [label.replace("K_p", "$K_p$") for label in labels], fontsize=7)
-    ours = {"lw": 2.2, "marker": "o", "ms": 3.5}
-    looks = {SPLITS[split]: look | ours for split, look in _OF_SPLIT.items()}
-    looks["the paper's (ResNet-50, by image)"] = of_paper | {"lw": 0}
-    looks["not counted"] = ours | {"color": "0.8"}
-    _legend(figure, looks, 4)
     return figure

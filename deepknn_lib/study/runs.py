@@ -29,7 +29,7 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "knn": Method("kNN, untrained or pretrained features", None),
+    "knn": Method("kNN, frozen features", None),
     "triplet": Method("kNN, batch-hard triplet", "triplet"),
     "semi-hard": Method("kNN, semi-hard triplet", "semi-hard"),
     "deep-knn": Method("deep kNN", "deep-knn"),
