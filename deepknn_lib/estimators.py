@@ -32,11 +32,11 @@ FEW = 1_000_000  # numbers in X; below, threads of torch wait for one another lo
 
 
 def from_run(run) -> "KNNClassifier":
-    """The unfitted estimator of a `Run` of Table 3, with the run's settings; ValueError for other methods."""
+    """The unfitted estimator of a `Run` of Table 3, with its settings (epochs: iterations); else ValueError."""
     if run.method not in ESTIMATORS:
         raise ValueError(f"no estimator for {run.method!r}; there are {', '.join(ESTIMATORS)}")
     estimator = ESTIMATORS[run.method]()
-    settings = vars(run) | {"n_neighbors": run.k_predict, "random_state": run.seed}
+    settings = vars(run) | {"n_neighbors": run.k_predict, "random_state": run.seed, "max_iter": run.epochs}
     return estimator.set_params(**{n: settings[n] for n in estimator.get_params() if n in settings})
 
 
