@@ -10,7 +10,9 @@ def crop_size(image_size: int) -> int:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Float32 (B, 3, H, W) of uint8 (B, 1 or 3, H, W), with the network's mean and std (3,) of values in 0..1."""
+    """Float32 (B, 3, H, W) of uint8 (B, 1 or 3, H, W), with mean and std (3,) of values in 0..1; or ValueError."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, 0 to 255, got {images.dtype}")
     images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last).float()
     return images.sub_(mean.view(3, 1, 1) * 255).div_(std.view(3, 1, 1) * 255)
 

@@ -128,7 +128,7 @@ def _predict(asked: argparse.Namespace) -> int:
 
 def _given(asked: argparse.Namespace, *outputs: Path | None) -> dict:
     """The settings given; or an error, before anything starts: outputs that cannot be written, a wrong launcher."""
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
         told = "torchrun or its like (WORLD_SIZE) would do the same runs in every process"
         raise ValueError(f"{told}; use grid --jobs N, or grid --cluster on several GPUs or machines")
     for path in filter(None, outputs):
@@ -155,7 +155,7 @@ def _grid(asked: argparse.Namespace) -> int:
     given = _given(asked, asked.out, asked.history, asked.predictions)
     own, profile, failed = asked.dataset.startswith("folder:"), asked.profile, {}
     names = [asked.dataset] if own else _list(asked.dataset)  # a path may have commas
-    make_run(names[0], "knn", profile)  # A ValueError names the profiles.
+    names = [make_run(name, "knn", profile).dataset for name in names]  # or a ValueError
     splits = {name: distinct_splits(name, asked.splits) for name in names}
     compared, searched, counted = [], [], []
     # In an order that makes every finished run count: a whole comparison on every set, then the next seed.

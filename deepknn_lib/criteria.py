@@ -21,6 +21,8 @@ LOSSES = ("deep-knn", "weighted-ce", *TRIPLETS, "supcon", "proxy-anchor", "multi
 def criterion_of(config, network: Network, inputs, labels: Tensor) -> nn.Module:
     """The criterion of a `training.TrainingConfig`, on the network's device; `inputs` are for whole-set search."""
     if config.loss == "weighted-ce":
+        if network.classifier is None:
+            raise ValueError("weighted-ce needs a network with a classifier; give build_network n_classes")
         weights = class_weights(labels.cpu(), network.classifier.out_features, config.class_power)
         return _CrossEntropy(weights).to(network.device)
     if config.loss == "deep-knn":

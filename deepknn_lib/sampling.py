@@ -15,7 +15,7 @@ class BatchSampler:
 
     Parameters
     ----------
-    labels : Tensor, integer, (N,)
+    labels : Tensor or ndarray, integer, (N,)
     batch_size : int
         The paper's B; every batch has this size (`random`: the last of an epoch has 2 to B + 1 images).
     mode : {"proportional", "balanced", "random"}
@@ -29,6 +29,7 @@ class BatchSampler:
     """
 
     def __init__(self, labels, batch_size, mode="proportional", min_per_class=6, classes_per_batch=None):
+        labels = torch.as_tensor(labels).cpu()
         if mode not in MODES:
             raise ValueError(f"unknown sampling mode {mode!r}; choose one of {', '.join(MODES)}")
         if min(len(labels), batch_size, min_per_class) < 1:

@@ -8,6 +8,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,9 +66,11 @@ class TrainingConfig:
         for name, count in least.items():
             if (value := getattr(self, name)) is not None and value < count:
                 raise ValueError(f"{name} must be at least {count}, got {value}")
-        if not 0 < self.lr < math.inf or not math.isfinite(self.margin + self.class_power):
-            told = f"{self.lr}, {self.margin} and {self.class_power}"
-            raise ValueError(f"lr must be above 0, and lr, margin and class_power finite, got {told}")
+        finite = math.isfinite(self.lr + self.margin + self.class_power)
+        if self.lr <= 0 or self.margin < 0 or not finite or self.seed >= 1 << 43:
+            told = f"{self.lr}, {self.margin}, {self.class_power} and {self.seed}"
+            needed = "lr must be above 0, margin at least 0, both and class_power finite, and seed below 2^43"
+            raise ValueError(f"{needed}; got {told}")
 
     def lr_at(self, epoch: int, progress: float = math.inf) -> float:
         """Learning rate in an epoch, counted from 1, when `progress` epochs of the training are done."""
@@ -107,11 +110,13 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
     groups = [group for group in groups if group["params"]]  # proxies learn ten times as fast as the network
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     parts, history = {"network": network, "criterion": criterion, "optimizer": optimizer}, []
-    training = digest(str(sorted(asdict(config).items())), labels.cpu().numpy(), str(inputs.shape))
+    few = rows_of(inputs, torch.arange(min(len(labels), 8)), torch.device("cpu")).numpy()
+    training = digest(str(sorted(asdict(config).items())), labels.cpu().numpy(), str(inputs.shape), few)
+    checkpoint = checkpoint and Path(checkpoint)
     if checkpoint and checkpoint.is_file():
         state = load_state(checkpoint)
         if state["training"] != training:
-            raise ValueError(f"{checkpoint} is of another training (settings or labels differ); remove it")
+            raise ValueError(f"{checkpoint} is of another training (settings or images differ); remove it")
         history = state["history"]
         for name, part in parts.items():
             part.load_state_dict(state[name])

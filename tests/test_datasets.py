@@ -179,6 +179,11 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert all_of(found, "labels") == ["ill" in i for i in ids] and len(ids) == 20
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
     head, *lines = (root / "labels.csv").read_text().split()
+    sets.put(root / "labels.csv", [head, *(line.replace(",", " , ") + " " for line in lines)])
+    spaced, _ = loaded(f"folder:{root}", "grouped")  # Spaces make no other class or patient.
+    assert spaced.class_names == ("healthy", "ill") and {*all_of(spaced, "groups")} == {
+        *all_of(found, "groups")
+    }
     parts = [f"{line},{('Train', 'val', 'test')[n % 3]},x" for n, line in enumerate(lines)]
     sets.put(root / "labels.csv", [f"{head},split,class", *parts])
     found, said = loaded(f"folder:{root}")
@@ -241,6 +246,24 @@ def test_the_digest_is_of_contents(data, tmp_path):
         groups.write_text(groups.read_text().replace(old, new))
         found.append(dataset_digest(f"folder:{root}", *cases[3]))
     assert len(set(found)) == len(found) and all(re.fullmatch("[0-9a-f]{12}", i) for i in found)
+
+
+def test_the_digest_tells_images_of_neither_part_from_those_for_training(monkeypatch):
+    numbers, found = np.arange(1797), []
+    for kind in (0, -1):
+        folds = np.where(numbers < 6, kind, numbers % 5 + 1)
+        monkeypatch.setattr(load, "folds_of", lambda *_, folds=folds: folds)
+        found.append(dataset_digest("digits", "grouped", 1, 16))
+    assert found[0] != found[1]
+
+
+def test_a_folder_called_images_hides_no_classes_beside_it_and_odd_names_are_refused(data):
+    root = class_folders(data / "x")
+    class_folders(root / "images")
+    found, _ = loaded(f"folder:{root}")
+    assert found.class_names == ("healthy", "ill", "images") and len(all_of(found, "ids")) == 40
+    shutil.copy(root / "ill" / "1.png", os.fsencode(root / "ill") + b"/caf\xe9.png")
+    refused("caf.*is no name in UTF-8; rename it", loaded, f"folder:{root}")
 
 
 def test_digits_are_real_scans_that_need_no_download():

@@ -144,7 +144,8 @@ def test_a_collapsed_run_says_so_to_whoever_follows_it_and_not_in_a_cell(
 @pytest.mark.parametrize("changes, device, kind, said", [
     ({"method": "deep-knn", "batch_size": 8}, "cpu", ValueError, "raise batch_size"),
     ({"backbone": "resnet18", "weights": "imagenet"}, "cpu", FileNotFoundError, "resnet18.safetensors.*, or unset"),
-    ({}, "cuda", ValueError, "no GPU"),
+    ({}, "cuda", ValueError, "no GPU"), ({"k_predict": 9999}, "cpu", ValueError, "only 1436 training images can vote"),
+    ({"method": "weighted-ce", "lr": 1e30, "epochs": 3}, "cpu", FloatingPointError, "loss is nan"),
 ])  # fmt: skip
 def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, data, tmp_path, changes, device, kind, said):
     monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))

@@ -78,7 +78,7 @@ def test_a_run_that_was_written_out_is_judged_as_it_was_asked_for(place, tmp_pat
     words = f"run --method ce-knn --profile smoke --device cpu --k-predict 3 --out {tmp_path}".split()
     assert cli.main([*words, "--dataset", run.dataset]) == 0
     found = predict(tmp_path, root / "test")
-    assert found.run.method == "ce-knn" and found.table.columns[-1] == "distance_3"
+    assert found.result.run.method == "ce-knn" and found.table.columns[-1] == "distance_3"
     votes = found.table[["class_1", "class_2", "class_3"]].eq(found.table["class"], axis=0).mean(axis=1)
     assert np.allclose(found.table["share"], votes)
 
@@ -101,7 +101,24 @@ def test_the_command_writes_table_and_picture_and_names_bad_files(place, capsys)
     assert status == 2 and "there is no folder" in capsys.readouterr().err and not (root / "f.png").exists()
 
 
+def test_a_scan_of_12_bits_is_shown_as_those_of_the_run_were(data, tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(36):
+        (tmp_path / "set" / "abc"[n % 3]).mkdir(parents=True, exist_ok=True)
+        grey = (900 + 700 * (n % 3 - 1) + rng.integers(0, 1600 if n == 35 else 200, (32, 32))).astype(
+            np.uint16
+        )
+        Image.fromarray(grey).save(tmp_path / "set" / "abc"[n % 3] / f"{n}.png")
+    run = make_run(f"folder:{tmp_path / 'set'}", "knn", "smoke")
+    result = experiments.execute(run, "cpu")
+    own = result.arrays["train_ids"][0]  # alone it is darker than the whole set
+    found = predict(experiments.folder_of(run), tmp_path / "set" / own)
+    np.testing.assert_allclose(found.features[0], result.arrays["train_features"][0], atol=1e-5)
+    assert found.table["neighbour_1"].tolist() == [own] and result.record["white"] == 4095
+
+
 @pytest.mark.parametrize("option, value, said", [
+    ("--figure", "t", "a picture ends with one of .png"), ("--out", "bad", "bad is a folder; name a file"),
     ("--run", "empty", "empty is no run, .*run.json.*; give a folder that `run --out` wrote"),
     ("--run", "mlp-deep-knn", "learns on the feature vectors of another run.*predict with a run of knn"),
     ("--run", "cut", "cut is no run, or not whole .*: model.safetensors changed since"),

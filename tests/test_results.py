@@ -89,6 +89,16 @@ def test_differences_are_refused_between_other_seeds_or_images(results):
     moved = [replace(r, arrays=r.arrays | {"test_ids": r.arrays["test_ids"][::-1]}) for r in ce]
     with pytest.raises(ValueError, match="not the same test images"):
         tables.paired(deep, moved)
+    with pytest.raises(ValueError, match="not the same test images"):
+        tables.summary([ce[0], moved[1]])
+    with pytest.raises(ValueError, match="several settings of weighted-ce"):
+        tables.summary([*ce, result("weighted-ce", lr=0.7)])
+
+
+def test_the_votes_of_a_run_are_reported_beside_those_of_its_method():
+    asked = [result("deep-knn", k=3, k_predict=3)]
+    assert tables.results_table(asked)["k_predict"].tolist() == [1, 5, 3]
+    assert [*tables.predictions_table(asked)][-3:] == ["deep-knn:1", "deep-knn:5", "deep-knn:3"]
 
 
 def test_a_paired_interval_answers_for_the_seeds_too():

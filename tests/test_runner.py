@@ -137,9 +137,13 @@ def test_what_a_page_was_made_from(place, monkeypatch, tmp_path):
     mark("--dataset", own)
     (tmp_path / "images/ill/1.png").write_text("new")
     mark("--dataset", own)
+    (tmp_path / "images/groups.csv").write_text(
+        "file,patient\n" + "".join(f"{c}/{n}.png,{n // 2}\n" for c in ("healthy", "ill") for n in range(10))
+    )
+    mark("--dataset", own)
     monkeypatch.setenv("DEEPKNN_WEIGHTS", "elsewhere")
     mark()
-    assert len(set(seen)) == len(seen) == 9
+    assert len(set(seen)) == len(seen) == 10
 
 
 def test_a_kernel_that_dies_fails_its_notebook_and_failfast_stops_there(place, capsys, monkeypatch):
@@ -172,12 +176,16 @@ def test_options_that_cannot_be_meant_end_in_status_2(place, capsys, monkeypatch
     assert not (place / "figures").exists() and not (place / "data").exists()
 
 
-def test_only_takes_numbers_in_any_order_and_a_folder_becomes_absolute(place):
+def test_only_takes_numbers_in_any_order_and_a_folder_becomes_absolute(place, monkeypatch):
     for name in ("00_a", "03_b", "10_c"):
         write(place / "notebooks", name, "1")
+    class_folders(place / "elsewhere")
     parameters, marks = runner.plan(asked("--only", "10, 3", "--dataset", "folder:."))
     assert [path.stem for path in marks] == ["03_b", "10_c"]
     assert parameters["dataset"] == f"folder:{place / 'elsewhere'}"
+    monkeypatch.setenv("DEEPKNN_DATA", "some")
+    with runner._kernels_write_to(place):  # Kernels run in notebooks/.
+        assert os.environ["DEEPKNN_DATA"] == str(place / "elsewhere" / "some")
 
 
 def test_a_report_on_ones_own_images_has_their_words_and_leaves_the_lessons_out(place, capsys):

@@ -34,6 +34,11 @@ def test_the_key_ignores_only_what_does_not_change_the_training():
         (lesions("weighted-ce"), {"class_power": 0.5}, True),
         (run, {"class_power": 0.5}, False),  # deep kNN has no class weights
         (lesions("weighted-ce"), {"k": 7, "m": 2, "margin": 0.9}, False),  # cross-entropy knows none of them
+        (
+            lesions("weighted-ce", sampling="balanced"),
+            {"k": 7},
+            True,
+        ),  # but such batches hold K + 1 of a class
         (drawn, {"seed": 1}, True),
         (pretrained, {"seed": 1}, False),  # no weights are drawn
         (pretrained, {"lr": 9.0, "k": 1, "epochs": 3, "sampling": "random"}, False),  # nothing is trained
@@ -60,6 +65,21 @@ def test_a_run_hands_what_was_given_to_its_base_and_no_setting_of_its_own():
     base = make_run("digits", "deep-knn-ft", **shared).base
     assert base.method == "weighted-ce" and shared.items() <= vars(base).items()
     assert make_run("digits", "deep-knn-ft").base.lr_decay_every == 3  # not the 2 of deep-knn-ft
+    given = {"lr": 0.7, "class_power": 0.5}
+    trained = make_run("digits", "weighted-ce", **given)
+    assert make_run("digits", "ce-knn", k_predict=3, **given).base == trained  # It trains nothing of its own.
+    assert make_run("digits", "deep-knn-ft", **given).base == replace(
+        trained, lr=make_run("digits", "ce-knn").base.lr
+    )
+
+
+def test_a_folder_is_the_same_run_from_wherever_it_is_named(monkeypatch, tmp_path):
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(f"folder:{name}", "knn") for name in ("set", "set/", tmp_path / "set")]
+    assert {run.dataset for run in runs} == {f"folder:{tmp_path / 'set'}"}
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert make_run("folder:moved", "knn").key == runs[0].key
 
 
 @pytest.mark.parametrize("wrong, said", [

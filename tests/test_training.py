@@ -78,6 +78,18 @@ def test_a_checkpoint_of_another_training_or_with_code_or_cut_short_is_refused(t
         checkpoint.write_bytes(content)
         with pytest.raises(ValueError, match=f"state.pt.*{told}"):
             train(images, some, config, checkpoint=checkpoint)
+    checkpoint.write_bytes(whole)
+    with pytest.raises(ValueError, match=said):
+        train(images[::-1].copy(), labels, CONFIG, checkpoint=str(checkpoint))
+
+
+def test_what_cannot_be_trained_on_is_refused(toy):
+    images, labels = toy
+    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, got torch.float32"):
+        train(images / np.float32(255), labels)
+    network = build_network("small-resnet")
+    with pytest.raises(ValueError, match="weighted-ce needs a network with a classifier"):
+        fit(network, torch.from_numpy(images), torch.from_numpy(labels), replace(CONFIG, loss="weighted-ce"))
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -133,6 +145,7 @@ def test_leave_one_out_accuracy_by_hand():
     ({"soft": True}, "soft is for .*; the loss is deep-knn"), ({"margin": float("nan")}, "finite"),
     ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn; the loss is triplet"),
     ({"warmup": -1}, "warmup must be at least 0"), ({"epochs": 0}, "epochs must be at least 1"),
+    ({"margin": -1.0}, "margin at least 0"), ({"seed": 10**14}, "seed below 2.43; got"),
     ({"lr": 0.0}, "lr must be above 0"), ({"batch_size": 1}, "batch_size must be at least 2"),
     ({"sampling": "balance"}, "did you mean balanced[?] Choose one of proportional"),
 ])  # fmt: skip

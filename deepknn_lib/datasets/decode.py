@@ -130,7 +130,8 @@ def _dicom(file: io.BytesIO) -> Image.Image:
         raise ValueError("its values stand in a palette or table")
     low = -(1 << header.BitsStored - 1) if header.PixelRepresentation else 0
     ends = apply_modality_lut(np.array([low, low + (1 << header.BitsStored) - 1]), header)  # become 0 and 255
-    values = apply_voi_lut(apply_modality_lut(pixel_array(header, index=0), header), header)
+    values = apply_modality_lut(pixel_array(header, index=0), header)
+    values = apply_voi_lut(values, header) if kind.startswith("MONOCHROME") else values
     shares = np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1)
     shares = 1 - shares if kind == "MONOCHROME1" else shares
     return Image.fromarray(np.rint(shares * 255).astype(np.uint8)).convert("RGB")
@@ -155,14 +156,14 @@ def resize(images: np.ndarray, size: int, interpolation: str = "bilinear") -> np
     return torch.nn.functional.interpolate(given, (size, size), mode=interpolation, antialias=True).numpy()
 
 
-def each(index, size: int, work: Callable, told: str) -> Iterator:
+def each(index, size: int, work: Callable, told: str, top: int | None = None) -> Iterator:
     """What `work` makes of each image of an `Index`, uint8 (C, H, W), in order; a text where one cannot be read.
 
-    Greys of 16 bits that do not tell their range are scaled by as many bits as all of them use together.
+    Greys of 16 bits that do not tell their range are scaled by `top`, or by as many bits as all of them use together.
     """
     from tqdm import tqdm
 
-    *_, top = deep_greys(index.files)
+    top = top or deep_greys(index.files)[-1]
 
     def one(source: Path | np.ndarray):
         try:

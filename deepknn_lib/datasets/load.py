@@ -98,7 +98,8 @@ def dataset_digest(name, split="paper", fold=1, image_size=48, interpolation="bi
     """Twelve digits of a sha256 of what `load_dataset` gives: class names, ids, labels, groups, split and pixels."""
     _, index, folds, everything, _ = _read(name, split, fold, image_size, interpolation)
     texts = ("\n".join(lines) for lines in (index.class_names, index.ids, index.groups))
-    return digest(*texts, index.labels, folds == fold, hashlib.sha256(everything.images).hexdigest())
+    unseen = [folds < 0] * bool((folds < 0).any())  # neither in training nor in the test
+    return digest(*texts, index.labels, folds == fold, *unseen, hashlib.sha256(everything.images).hexdigest())
 
 
 def _read(name: str, split: str, fold: int, size: int, interpolation: str) -> tuple:
@@ -140,7 +141,7 @@ def entry_of(name: str) -> SimpleNamespace:
     known["file_name"] = re.sub(r"\W", "-", name)
     if kind == "folder":
         root = known["root"] = Path(argument).expanduser().resolve()
-        known |= {"title": root.name, "file_name": f"folder-{root.name}-{digest(str(root))}"}
+        known |= {"title": root.name, "file_name": f"folder-{root.name[:40]}-{digest(str(root))}"}
     elif kind == "medmnist":
         known |= _medmnist(argument)
     where = f"the folder: {known['root']}; the page: {known['page']}; see data/README.md"

@@ -50,12 +50,13 @@ class Index:
 
 
 def table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV (or tab-separated .tab) file with at least these columns, as text; an error names the file if it is bad."""
+    """A CSV (or tab-separated .tab) file with at least these columns, as text without outer spaces; or an error."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
     options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig", "index_col": False}
     try:
         rows = pd.read_csv(path, dtype=str, na_filter=False, **options)
+        rows = rows.rename(columns=str.strip).apply(lambda column: column.str.strip())
     except ValueError as error:  # pandas' own errors and those of the encoding
         raise ValueError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from error
     if not set(columns) <= set(rows.columns):
@@ -165,11 +166,13 @@ def split_file(root: Path, index: Index, split: str) -> np.ndarray:
 def own_images(entry: SimpleNamespace, _: str) -> Index:
     """Anyone's images with a `labels.csv`, or in class folders; ValueError if they and their tables do not fit.
 
-    Class folders lie in the set's folder, in its `images/`, or in `train/` and `test/` there. Groups are those of
-    `labels.csv`, else of `groups.csv`, else the patients in DICOM's headers.
+    Class folders lie in the set's folder, in its `images/` if no other folder has images, or in `train/` and `test/`.
+    Groups are those of `labels.csv`, else of `groups.csv`, else the patients in DICOM's headers.
     """
     root, unit = entry.root, ""
-    base = root / "images" if (root / "images").is_dir() else root
+    others = [path for path in root.glob("[!._]*/") if path.name != "images"]
+    alone = (root / "images").is_dir() and not any(images_in(path)[0] for path in others if path.is_dir())
+    base = root / "images" if alone else root
     files, notes = images_in(base)
     source = root / "labels.csv"
     if not source.is_file() and any("/" not in image for image in files):
@@ -203,6 +206,8 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
         inner[:] = [name for name in inner if name[0] != "." and name != "__MACOSX"]
         seen.add(real)
         for path in (Path(folder, name) for name in names if name[0] != "."):
+            if os.fsencode(path).decode(errors="replace") != str(path):
+                raise ValueError(f"{path!a} is no name in UTF-8; rename it")
             if path.suffix.lower() not in TEXTS:
                 (images if _is_image(path) else others)[path.relative_to(base).as_posix()] = path
     told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
@@ -227,7 +232,7 @@ def by_table(source: Path, base: Path, files: dict[str, Path], notes: list[str])
     rows = pd.DataFrame({"image": full_ids(given["image"], base, source, files), "class": given["label"]})
     rows["group"] = given[group] if group else rows["image"]
     if "split" in given:
-        told = given["split"].str.strip().str.lower()
+        told = given["split"].str.lower()
         rows["part"] = told.map(PARTS).fillna("")
         if {*rows["part"]} != {"train", "test"}:
             wrong = some(sorted({*told} - PARTS.keys()), "unknown words")
@@ -244,7 +249,7 @@ def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path])
         folder, _, file = image.rpartition("/")
         for alias in {file, file.rpartition(".")[0], f"{folder}/{file.rpartition('.')[0]}"}:
             short.setdefault(alias, []).append(image)
-    names = named.str.strip().str.replace("\\", "/").str.removeprefix("./").str.removeprefix(start)
+    names = named.str.replace("\\", "/").str.removeprefix("./").str.removeprefix(start)
     fitting = names.map(lambda name: [name] if name in files else short.get(name, [name]))
     if len(several := names[fitting.str.len() > 1]):
         raise ValueError(f"{source}: {some(several, 'names')} fit several files; write the sub-folder, too")

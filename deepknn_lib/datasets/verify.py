@@ -14,7 +14,7 @@ from deepknn_lib.datasets import load
 from deepknn_lib.datasets.decode import deep_greys, each
 from deepknn_lib.datasets.load import Finding
 from deepknn_lib.datasets.readers import Index
-from deepknn_lib.storage import data_dir, write_csv
+from deepknn_lib.storage import check_writable, data_dir, write_csv
 
 CHECKS = ["no groups", "layout", "parts", "unreadable images", "class counts", "small classes"]
 CHECKS += ["tiny images", "constant images", "range of values"]
@@ -30,8 +30,9 @@ LOOKS = ["unreadable", "content", "shorter side", "low", "high", "constant", "th
 
 def report(name: str, out: Path | None = None) -> int:
     """Check a set, print the summary and write all findings as CSV; 1 if there is an error, else 0."""
-    found, checks = of_dataset(name)
     out = out or data_dir() / "verify" / f"{load.entry_of(name).file_name}.csv"
+    check_writable(out)
+    found, checks = of_dataset(name)
     write_csv(found, out)
     print(checks.to_string(index=False))
     print(f"{name}: {sum(checks['errors'])} errors, {sum(checks['warnings'])} warnings; all of it: {out}")

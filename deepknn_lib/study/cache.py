@@ -41,6 +41,11 @@ class Result:
         counts = self.record["class_counts"]["train"]
         return not self.history or self.history[-1]["train_acc"] > 100 * max(counts) / sum(counts) + 1
 
+    @property
+    def votes(self) -> tuple[int, ...]:
+        """The values of K_p that are reported: those of the method, and the run's own."""
+        return tuple(dict.fromkeys((*METHODS[self.run.method].votes, self.run.k_predict)))
+
     def predict(self, k_predict: int | None = None) -> np.ndarray:
         """Predicted classes of the test images, int64 (N,), by the vote of K_p neighbours or by the `SOFTMAX`."""
         k_predict = self.run.k_predict if k_predict is None else k_predict
@@ -63,8 +68,7 @@ class Result:
 
     def reported_scores(self) -> list[dict]:
         """The scores for each K_p of the method and of the run, as JSON has them: None for what is no number."""
-        every = dict.fromkeys((*METHODS[self.run.method].votes, self.run.k_predict))
-        rows = ({"k_predict": k} | self.scores(k) for k in every)
+        rows = ({"k_predict": k} | self.scores(k) for k in self.votes)
         return [{name: None if np.isnan(value) else value for name, value in row.items()} for row in rows]
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from deepknn_lib import estimators, storage
 from deepknn_lib.datasets import Dataset, Rows, load_dataset, validation_part
+from deepknn_lib.datasets.decode import deep_greys
+from deepknn_lib.datasets.load import entry_of, index_of
 from deepknn_lib.models import Network, build_network, extract_features, preprocessing
 from deepknn_lib.storage import claim, data_dir, repository, whole_file
 from deepknn_lib.study.cache import Entry, Result, content_digest, write_run
@@ -134,10 +136,14 @@ def _train(entry: Entry, device: str) -> bool:
             raise ValueError(f"{told}; copy them there, or begin anew if they were replaced just now")
         storage.sweep(0, f"runs/.{entry.name}*")  # of a process that was killed, as the claim is ours
         storage.read_whole(entry.checkpoint, storage.load_state)  # A damaged one is set aside.
-        where, started = pick_device(device), time.perf_counter()
+        on_features = METHODS[entry.run.method].on_features  # They learn on the CPU.
+        where, started = pick_device("cpu" if on_features else device), time.perf_counter()
         torch.backends.cudnn.benchmark = True  # all batches have one shape
-        learn = _on_features if METHODS[entry.run.method].on_features else _on_images
-        result, state = learn(entry, where)
+        try:
+            result, state = (_on_features if on_features else _on_images)(entry, where)
+        except (ValueError, FloatingPointError):  # It would end so again.
+            entry.checkpoint.unlink(missing_ok=True)
+            raise
         threads = f"cpu ({torch.get_num_threads()} threads a run)"
         device = torch.cuda.get_device_name() if where.type == "cuda" else threads
         how = {"device": device, "seconds": time.perf_counter() - started, "versions": versions()}
@@ -153,6 +159,8 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
     """Train on images, where there is a loss; gives the result, and the network's tensors."""
     run, data = entry.run, parts(entry.run)
     both, names = {"train": data.train, "test": data.test}, data.class_names
+    if run.k_predict > len(data.train):
+        raise ValueError(f"k_predict is {run.k_predict}, but only {len(data.train)} training images can vote")
     network = network_of(run, len(names)).to(where)
     if entry.base:  # Its classifier is dropped, as the paper does for deep kNN*.
         own = load_file(entry.base.folder / "model.safetensors")
@@ -172,6 +180,7 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
     counts = {part: np.bincount(held.labels, minlength=len(names)).tolist() for part, held in both.items()}
     record = {"class_names": names, "class_counts": counts}
     record |= {name: data.info[name] for name in ("smallest", "synthetic")}
+    record["white"] = deep_greys(index_of(entry_of(run.dataset), run.split).files)[-1]  # for predict
     return Result(run, arrays, history, record), network.state_dict()
 
 
@@ -197,8 +206,8 @@ def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None)
     if state:
         network.load_state_dict(state)
         network.precision = run.precision
-        pixels = preprocessing(run.backbone, weights)  # They are no part of the state.
-        network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
+    pixels = preprocessing(run.backbone, run.weights)  # They are no part of the state.
+    network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
     return network
 
 

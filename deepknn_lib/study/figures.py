@@ -59,7 +59,8 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")
     axes[0].invert_yaxis()
-    _legend(figure, {SPLITS[split]: {"color": "0.3"} | look for split, look in looks.items()}, len(looks))
+    named = {SPLITS.get(split, f"split {split}"): look | {"color": "0.3"} for split, look in looks.items()}
+    _legend(figure, named, len(looks))
     return figure
 
 

@@ -40,7 +40,7 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     """
     global _session
     profile = profile or os.environ.get("DEEPKNN_PROFILE") or "demo"
-    make_run(dataset, "knn", profile)  # A ValueError names the profiles.
+    dataset = make_run(dataset, "knn", profile).dataset  # A ValueError names the profiles.
     chosen = tuple(map(int, seeds.split(","))) if seeds else tuple(PROFILES[profile]["seeds"])
     own = dataset.startswith("folder:")
     splits = SPLITS[own and group_of(dataset) == "image" :]  # In a folder without groups the two are one.

@@ -19,18 +19,18 @@ from deepknn_lib.datasets.decode import each, resize
 from deepknn_lib.datasets.readers import Index, images_in
 from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
-from deepknn_lib.storage import data_dir, whole_file, write_csv
+from deepknn_lib.storage import check_writable, data_dir, whole_file, write_csv
 from deepknn_lib.study.cache import Result, read_run
 from deepknn_lib.study.experiments import network_of, parts
-from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
+from deepknn_lib.study.runs import METHODS, SOFTMAX
 
-PICTURED = 30  # images in one picture
+PICTURED, PICTURES = 30, (".png", ".pdf", ".svg", ".jpg")  # images in one; its kinds
 
 
 class Predictions(NamedTuple):
     """`table` has a row an image: its path, `class`, `share` of the votes (or softmax), `far`, and its neighbours."""
 
-    run: Run
+    result: Result
     table: pd.DataFrame  # the n-th neighbour is `neighbour_n` (its id in the set), `class_n`, `distance_n`
     features: np.ndarray  # float32 (N, D), of the same rows
     bad: list[str]  # a sentence for each file that cannot be read
@@ -65,7 +65,7 @@ def predict(folder: Path, images: Path) -> Predictions:
     there, notes = ({"": images}, []) if images.is_file() else images_in(images)
     if not there:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
-    made = _each(result.run, [*there.values()], lambda pixels: extract_features(network, pixels))
+    made = _each(result, [*there.values()], lambda pixels: extract_features(network, pixels))
     bad = [why for why in made.values() if isinstance(why, str)]
     good = {path: one for path, one in made.items() if not isinstance(one, str)}
     if not good:
@@ -73,16 +73,19 @@ def predict(folder: Path, images: Path) -> Predictions:
     features = torch.cat([*good.values()])
     columns, told = _judge(result, network, features)
     table = pd.DataFrame({"image": map(str, good)} | columns)
-    return Predictions(result.run, table, features.numpy(), bad, " ".join([told, *(f"{n}." for n in notes)]))
+    return Predictions(result, table, features.numpy(), bad, " ".join([told, *(f"{n}." for n in notes)]))
 
 
-def _each(run: Run, files: list[Path], work: Callable) -> dict[Path, object]:
+def _each(result: Result, files: list[Path], work: Callable) -> dict[Path, object]:
     """What `work` makes of each file's pixels, uint8 (1, 3, S, S) as the run's set has them; or why it is bad."""
+    run, rows, white = result.run, np.arange(len(files)), result.record.get("white")  # earlier versions: none
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
-    rows = np.arange(len(files))
     index = Index(rows, rows, rows, (), files)
-    made = each(index, size, lambda image: work(torch.from_numpy(resize(image[None], size, how))), "reading")
-    return dict(zip(files, made, strict=True))
+
+    def one(image: np.ndarray) -> object:
+        return work(torch.from_numpy(resize(image[None], size, how)))
+
+    return dict(zip(files, each(index, size, one, "reading", white), strict=True))
 
 
 def _judge(result: Result, network: Network, features: torch.Tensor) -> tuple[dict, str]:
@@ -114,12 +117,13 @@ def picture(found: Predictions):
     """
     from matplotlib.figure import Figure
 
-    train, rows = parts(found.run).train, found.table.head(PICTURED)
+    train, rows = parts(found.result.run).train, found.table.head(PICTURED)
     at, ids = {name: row for row, name in enumerate(train.ids)}, rows.filter(regex="^neighbour_")
     if gone := {*ids.to_numpy().ravel()} - {*at}:
-        told = f"{found.run.dataset} has no image {min(gone)} any more"
+        told = f"{found.result.run.dataset} has no image {min(gone)} any more"
         raise ValueError(f"{told}; a picture needs the run's images")
-    k, shown = ids.shape[1], _each(found.run, [*map(Path, rows["image"])], lambda pixels: pixels[0].numpy())
+    shown = _each(found.result, [*map(Path, rows["image"])], lambda pixels: pixels[0].numpy())
+    k = ids.shape[1]
     figure = Figure((1.7 * (k + 1), 2.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), k + 1, squeeze=False)
     for line, (path, pixels), row in zip(axes, shown.items(), rows.to_dict("records"), strict=True):
@@ -142,14 +146,18 @@ def _tile(axis, pixels: np.ndarray, lines: list[str], color: str) -> None:
 
 def report(folder: Path, images: Path, out: Path | None, figure: Path | None) -> int:
     """Print the table of `predict`, or write it to `out`, and the picture to `figure`; 1 if a file cannot be read."""
+    for path in filter(None, (out, figure)):
+        check_writable(path)
+    if figure and figure.suffix.lower() not in PICTURES:
+        raise ValueError(f"{figure}: a picture ends with one of {', '.join(PICTURES)}")
     found = predict(folder, images)
-    if figure:
-        with whole_file(figure) as temporary:
-            picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     if out:
         write_csv(found.table, out)
     else:
         print(found.table.to_string(index=False, float_format="{:.3g}".format))
+    if figure:
+        with whole_file(figure) as temporary:
+            picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     for text in [*(f"warning: {text}" for text in found.bad), found.told]:
         print(text, file=sys.stderr)
     return int(bool(found.bad))

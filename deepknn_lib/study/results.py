@@ -26,7 +26,7 @@ SETTINGS = tuple(_READ_BY)
 def results_table(results: Iterable[Result], votes: tuple[int, ...] = ()) -> pd.DataFrame:
     """One row a run and K_p: settings (None where the loss reads none), scores in per cent, seconds, device, commit.
 
-    `votes` are the values of K_p; if it is empty, those of the run's method are taken. See data/results/README.md.
+    `votes` are the values of K_p; if it is empty, those of each result. See data/results/README.md.
     """
     return pd.DataFrame([row for result in results for row in _rows(result, votes)])
 
@@ -40,7 +40,7 @@ def _rows(result: Result, votes: tuple[int, ...]) -> Iterator[dict]:
         about["margin"] = None
     sizes = {f"n_{part}": len(result.arrays[f"{part}_labels"]) for part in ("train", "test")}
     origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
-    for k_predict in votes or METHODS[run.method].votes:
+    for k_predict in votes or result.votes:
         scores = result.scores(k_predict)
         if len(record["class_names"]) > 10:  # A recall for each would be too many columns.
             scores = {name: scores[name] for name in SCORES}
@@ -66,7 +66,7 @@ def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
         run, arrays = result.run, result.arrays
         images = {"image": arrays["test_ids"], "group": arrays["test_groups"], "label": arrays["test_labels"]}
         part = parts.setdefault(tuple(getattr(run, name) for name in where), pd.DataFrame(images))
-        for k_predict in METHODS[run.method].votes:
+        for k_predict in result.votes:
             column = f"{run.method}:{k_predict}"
             if column in part:
                 raise ValueError(f"two settings of {run.method} on the same images; leave one out")
@@ -111,6 +111,9 @@ def _intervals(seeds: list[Result], k_predict: int) -> dict[str, float]:
     """`acc_low`, `acc_high` and so on of the mean over results that differ in their seeds alone."""
     from scipy.stats import binomtest
 
+    _check_images(seeds)
+    if len({result.run.seed for result in seeds}) < len(seeds):
+        raise ValueError(f"several settings of {seeds[0].run.label}; take those that differ in seeds alone")
     labels = seeds[0].arrays["test_labels"]
     right = np.mean([result.predict(k_predict) == labels for result in seeds], axis=0)
     draws = _draws(seeds[0], right)
@@ -130,6 +133,13 @@ def _draws(result: Result, correct: np.ndarray, **options) -> dict[str, np.ndarr
     return metrics.bootstrap(arrays["test_labels"], correct, *about, **options)
 
 
+def _check_images(results: list[Result]) -> None:
+    head, ids = results[0].run, results[0].arrays["test_ids"]
+    for result in results:
+        if result.run.dataset != head.dataset or not np.array_equal(result.arrays["test_ids"], ids):
+            raise ValueError(f"not the same test images: {head.label} and {result.run.label}")
+
+
 def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, level=0.95) -> pd.DataFrame:
     """Difference of two methods (first − second) in points, with a paired bootstrap interval; one row a score.
 
@@ -141,10 +151,8 @@ def paired(first: list[Result], second: list[Result], k_first=5, k_second=5, lev
     seeds, others = ([result.run.seed for result in results] for results in (first, second))
     if seeds != others or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"a paired difference needs the same seeds, each once; got {seeds} and {others}")
-    head, labels, ids = first[0], first[0].arrays["test_labels"], first[0].arrays["test_ids"]
-    for result in (*first, *second):
-        if result.run.dataset != head.run.dataset or not np.array_equal(result.arrays["test_ids"], ids):
-            raise ValueError(f"not the same test images: {head.run.label} and {result.run.label}")
+    _check_images([*first, *second])
+    head, labels = first[0], first[0].arrays["test_labels"]
     right = np.array([result.predict(k_first) == labels for result in first], dtype=float)
     gain = right - np.array([result.predict(k_second) == labels for result in second], dtype=float)
     draws = _draws(head, gain, draws=4000)  # At 99.5 %, ten draws lie beyond each end.

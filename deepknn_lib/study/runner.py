@@ -10,13 +10,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 from unittest.mock import patch
 
 if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a program, without any package.
     import nbformat
+    import numpy as np
 
     from deepknn_lib.datasets import available
-    from deepknn_lib.datasets.load import entry_of, place
+    from deepknn_lib.datasets.load import entry_of, index_of, place
     from deepknn_lib.storage import digest, figures_dir, repository, whole_file
     from deepknn_lib.study.experiments import pick_device, versions
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     from deepknn_lib.study import pages
 
-    folder = re.sub(r"[^A-Za-z0-9.]+", "-", f"{parameters['dataset']}-{args.profile}")
+    folder = f"{entry_of(args.dataset).file_name}-{args.profile}"
     out, rows, stopped = figures_dir() / ("" if folder == "lesions-demo" else folder), [], False
     with _kernels_write_to(out):
         try:
@@ -91,7 +93,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
     if args.save_outputs:
         solutions = [path.parent / "solutions" / path.name for path in paths]
         paths += [path for path in solutions if path.exists()]
-    return parameters, _marks(paths, parameters, own)
+    return parameters, _marks(paths, parameters, index_of(entry) if own else None)
 
 
 def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
@@ -108,9 +110,10 @@ def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
     return [path for number, path in known.items() if number in wanted]
 
 
-def _marks(paths: list[Path], parameters: dict[str, str], own: Path | None) -> dict[Path, str]:
-    """A digest for each notebook, of its cells and of all that it reads."""
-    images = [(str(file), file.stat().st_mtime_ns) for file in sorted(own.rglob("*"))] if own else []
+def _marks(paths: list[Path], parameters: dict[str, str], own) -> dict[Path, str]:
+    """A digest for each notebook, of its cells and of all that it reads, the images of an `Index` among it."""
+    images = [(str(file), file.stat().st_mtime_ns) for file in own.files if file.is_file()] if own else []
+    images += [own.labels.tolist(), own.groups.tolist(), np.ravel(own.parts).tolist()] if own else []
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
     device = pick_device(parameters["device"]).type
     seen = [parameters | {"device": device}, images, given, available(), versions()]
@@ -124,15 +127,18 @@ def _marks(paths: list[Path], parameters: dict[str, str], own: Path | None) -> d
 def _kernels_write_to(out: Path):
     """Kernels that start meanwhile write their figures to `out`, and the epochs that they tell are printed."""
     told = {"DEEPKNN_FIGURES": str(out), "JUPYTER_PREFER_ENV_PATH": "1"}  # a kernel of this environment
+    for name in ("DEEPKNN_DATA", "DEEPKNN_WEIGHTS", "DEEPKNN_SKIN7_FOLDS"):  # Kernels run in another folder.
+        if path := os.environ.get(name):
+            told[name] = str(Path(path).expanduser().resolve())
     with tempfile.NamedTemporaryFile() as events, patch.dict(os.environ, told, DEEPKNN_PROGRESS=events.name):
-        threading.Thread(target=_tell, args=[events.name], daemon=True).start()
+        threading.Thread(target=_tell, args=[open(events.name)], daemon=True).start()
         yield
 
 
-def _tell(name: str) -> None:
-    """Print the epochs and warnings that the library appends to the file of this name, until the file is gone."""
-    with open(name) as events:
-        while os.path.exists(name):
+def _tell(events: TextIO) -> None:
+    """Print the epochs and warnings that the library appends to this file, until its name is gone."""
+    with events:
+        while os.path.exists(events.name):
             for event in map(json.loads, events):
                 print(f"    {event['text']}\n" if "text" in event else "", end="", flush=True)
             time.sleep(0.5)

@@ -58,7 +58,7 @@ TABLE4 = ("ce-knn", "deep-knn")
 PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
 # What a run shares with the base that it starts from, where it was given: every other field is one method's own.
 _SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights")
-_SHARED += ("epochs", "lr_decay_every", "batch_size", "precision")
+_SHARED += ("epochs", "lr_decay_every", "batch_size", "precision", "class_power")
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,12 @@ class Run(TrainingConfig):
         run, loss = self.trained, METHODS[self.trained.method].loss
         unused = {"class_power"}
         if loss == "weighted-ce":
-            unused = {"k", "m", "margin", "soft", "search_every"}
+            unused = {"m", "margin", "soft", "search_every", *["k"] * (run.sampling == "random")}
         elif loss is None:
             unused = {field.name for field in fields(TrainingConfig)}
         what = asdict(run) | {"base": run.base and run.base.key, "k_predict": CODE}
+        if run.dataset.startswith("folder:"):
+            what["dataset"] = "folder"  # The entry in the cache knows its content.
         seed = run.seed if loss or run.weights == "none" else 0
         settings = digest(str(sorted((n, v) for n, v in what.items() if n not in unused)), str(seed))
         return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{seed}-{settings}"
@@ -142,7 +144,8 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     names = [f.name for f in fields(Run)]
     if others := sorted(set(changes) - set(names)):
         raise unknown("field of a Run", others[0], names)
-    check_split(dataset, changes.get("split", Run.split), changes.get("fold", Run.fold))
+    entry = check_split(dataset, changes.get("split", Run.split), changes.get("fold", Run.fold))
+    dataset = f"folder:{entry.root}" if entry.kind == "folder" else dataset  # the same from any folder
     own, kind = PROFILES[profile], METHODS[method]
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
     if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
@@ -154,7 +157,8 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     if method == "deep-knn-global":
         settings = {"search_every": 20} | settings
     if kind.base:
-        shared = {name: value for name, value in changes.items() if name in _SHARED}
+        known = _SHARED if kind.loss else {*names} - {"k_predict", "base"}  # Nothing is trained but the base.
+        shared = {name: value for name, value in changes.items() if name in known}
         settings["base"] = make_run(dataset, kind.base, profile, **shared)
     return Run(**{"dataset": dataset, "method": method, "k_predict": kind.votes[-1]} | settings | changes)
 

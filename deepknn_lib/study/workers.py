@@ -96,7 +96,7 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
         import dask
         import distributed
     except ImportError as error:
-        raise ValueError("a cluster needs Dask: pip install '.[cluster]', here and on the workers") from error
+        raise ValueError("a cluster and its workers need Dask: pip install -e '.[cluster]'") from error
     try:
         client = distributed.Client(address, timeout="10s", set_as_default=False)
         client.wait_for_workers(1, timeout=60)
@@ -112,7 +112,7 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
         needs = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
         for entry in islice(waiting, max(2 * len(workers) - running.count(), 1)):
             task = partial(_on_worker, work), entry, entry.base and _files(entry.base)
-            future = client.submit(attempt, *task, pure=False, resources=needs)
+            future = client.submit(_alone, *task, pure=False, resources=needs)
             entry_of[future.key] = entry
             running.add(future)
 
@@ -129,17 +129,22 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
             submit()
 
 
+def _alone(*task) -> Ended:
+    """An attempt, while no other thread of this worker makes one: warnings are caught for all of a process."""
+    with _ONE_AT_A_TIME:
+        return attempt(*task)
+
+
 def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -> dict[str, bytes] | None:
     """Work on an entry in the data folder of this worker, and return its files, unless another one is at it."""
     from distributed import get_worker
 
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)
-    with _ONE_AT_A_TIME:
-        torch.set_num_threads(get_worker().state.nthreads)
-        content_digest.cache_clear()
-        if entry.base:
-            _put(entry.base, of_base)
-        return _files(entry) if work(entry) else None
+    torch.set_num_threads(get_worker().state.nthreads)
+    content_digest.cache_clear()
+    if entry.base:
+        _put(entry.base, of_base)
+    return _files(entry) if work(entry) else None
 
 
 def _files(entry: Entry) -> dict[str, bytes]:
