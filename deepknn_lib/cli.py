@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     runner.add_arguments(command("notebooks", runner.run, "run the notebooks in order, as run_all.sh does"))
     command("datasets", _datasets, "list the data sets, their licences, and whether each is there")
     fetch = command("download", _download, "get a data set, or be told how")
-    check = command("verify", _verify, "check a data set before anything is trained on it")
+    checked = lambda asked: verify.report(asked.dataset, asked.out)  # noqa: E731
+    check = command("verify", checked, "check a data set before anything is trained on it")
     check.add_argument("--out", type=Path, metavar="FILE", help="the findings as CSV")
     for one in (fetch, check):
         one.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")
@@ -72,23 +73,19 @@ def build_parser() -> argparse.ArgumentParser:
         told = f"settings: {', '.join(PROFILES)} (%(default)s)"
         one.add_argument("--profile", default="demo", metavar="NAME", help=told)
         one.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-        _add_settings(one.add_argument_group("settings of the run, in place of the profile's"))
-    add = command(
-        "predict", _predict, "classify new images with a finished run; show their neighbours"
-    ).add_argument
+        group = one.add_argument_group("settings of the run, in place of the profile's")
+        for setting in SETTINGS:
+            kind = int if setting.default is None else type(setting.default)
+            how = {"type": kind, "metavar": kind.__name__}
+            how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
+            group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
+    judged = lambda asked: predict.report(asked.folder, asked.images, asked.out, asked.figure)  # noqa: E731
+    add = command("predict", judged, "classify new images with a run; show their neighbours").add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")
     add("--figure", type=Path, metavar="FILE", help="the images with their neighbours (.png, .pdf)")
     return parser
-
-
-def _add_settings(group) -> None:
-    for setting in SETTINGS:
-        kind = int if setting.default is None else type(setting.default)
-        how = {"type": kind, "metavar": kind.__name__}
-        how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
-        group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
 
 
 def _list(text: str) -> list[str]:
@@ -116,14 +113,6 @@ def _datasets(_: argparse.Namespace) -> None:
 def _download(asked: argparse.Namespace) -> None:
     where = download(asked.dataset)
     print(f"{asked.dataset} is in {where}. Check it: python -m deepknn_lib verify {asked.dataset}")
-
-
-def _verify(asked: argparse.Namespace) -> int:
-    return verify.report(asked.dataset, asked.out)
-
-
-def _predict(asked: argparse.Namespace) -> int:
-    return predict.report(asked.folder, asked.images, asked.out, asked.figure)
 
 
 def _given(asked: argparse.Namespace, *outputs: Path | None) -> dict:

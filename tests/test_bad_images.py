@@ -183,7 +183,7 @@ def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
     refused(said, load_dataset, name, split, 1, 24)
     assert not list((data / "cache").glob("*.uint8"))  # nothing half made
     if verify_says == "verify lists it":
-        assert verify.failed(verify.of_dataset(name)[0])
+        assert "error" in {*verify.of_dataset(name)[0]["severity"]}
     else:
         refused(said, verify.of_dataset, name)
 

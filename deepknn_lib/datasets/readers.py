@@ -395,9 +395,7 @@ def medmnist(entry: SimpleNamespace, _: str) -> Index:
                 raise ValueError(f"{path}: {part}'s images cannot be read ({error!r}); {remedy}") from error
             if images.shape[:3] != (len(of_part), side, side):
                 told = f"{len(of_part)} labels and images of {' × '.join(map(str, images.shape))}"
-                raise ValueError(
-                    f"{path}: {part} has {told}; one label an image and {side} × {side} are needed"
-                )
+                raise ValueError(f"{path}: {part} has {told}; one label an image, {side} × {side}, is needed")
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
     key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")

@@ -2,7 +2,6 @@
 
 import io
 import os
-import random
 import re
 import sys
 from collections import namedtuple
@@ -47,7 +46,6 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     _session = Session(profile, dataset, chosen, pick_device(device).type, figures_dir(), own, splits)
     figures.use_style()
     sys.path.append(str(repository() / "notebooks"))
-    random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     told = f"profile {profile}, data set {dataset}, seeds {', '.join(map(str, chosen))}"

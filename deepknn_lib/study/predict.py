@@ -42,10 +42,9 @@ def open_run(folder: Path) -> tuple[Result, Network]:
     try:
         result = read_run(folder)
     except Exception as error:  # JSON and NumPy raise many kinds
-        told = (
-            f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200}); give a folder that "
-        )
-        raise ValueError(f"{told}`run --out` wrote, or one of {data_dir() / 'runs'}") from error
+        told = f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200})"
+        where = f"`run --out` wrote, or one of {data_dir() / 'runs'}"
+        raise ValueError(f"{told}; give a folder that {where}") from error
     run = result.run
     if METHODS[run.method].on_features:
         told = f"{run.method} learns on the feature vectors of another run, so that it takes no images"

@@ -113,7 +113,7 @@ class Run(TrainingConfig):
 
     @property
     def key(self) -> str:
-        """The same for runs that differ only in how many neighbours vote, or in what their method does not use."""
+        """The same for runs that differ only in how many vote, what their method does not use, or a folder's place."""
         run, loss = self.trained, METHODS[self.trained.method].loss
         unused = {"class_power"}
         if loss == "weighted-ce":
@@ -121,8 +121,7 @@ class Run(TrainingConfig):
         elif loss is None:
             unused = {field.name for field in fields(TrainingConfig)}
         what = asdict(run) | {"base": run.base and run.base.key, "k_predict": CODE}
-        if run.dataset.startswith("folder:"):
-            what["dataset"] = "folder"  # The entry in the cache knows its content.
+        what["dataset"] = "folder" if run.dataset.startswith("folder:") else run.dataset
         seed = run.seed if loss or run.weights == "none" else 0
         settings = digest(str(sorted((n, v) for n, v in what.items() if n not in unused)), str(seed))
         return f"{run.dataset.split(':')[0]}-{run.method}-{run.split}-s{seed}-{settings}"
