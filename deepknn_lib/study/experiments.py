@@ -180,7 +180,8 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
     counts = {part: np.bincount(held.labels, minlength=len(names)).tolist() for part, held in both.items()}
     record = {"class_names": names, "class_counts": counts}
     record |= {name: data.info[name] for name in ("smallest", "synthetic")}
-    record["white"] = deep_greys(index_of(entry_of(run.dataset), run.split).files)[-1]  # for predict
+    count, _, white = deep_greys(index_of(entry_of(run.dataset), run.split).files)
+    record["white"] = white if count else None  # of 16-bit greys, for predict
     return Result(run, arrays, history, record), network.state_dict()
 
 

@@ -42,9 +42,8 @@ def open_run(folder: Path) -> tuple[Result, Network]:
     try:
         result = read_run(folder)
     except Exception as error:  # JSON and NumPy raise many kinds
-        told = f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200})"
-        where = f"`run --out` wrote, or one of {data_dir() / 'runs'}"
-        raise ValueError(f"{told}; give a folder that {where}") from error
+        told = f"{folder} is no run, or not whole ({type(error).__name__}: {error!s:.200}); give a folder"
+        raise ValueError(f"{told} that `run --out` wrote, or one of {data_dir() / 'runs'}") from error
     run = result.run
     if METHODS[run.method].on_features:
         told = f"{run.method} learns on the feature vectors of another run, so that it takes no images"
@@ -121,8 +120,8 @@ def picture(found: Predictions):
     if gone := {*ids.to_numpy().ravel()} - {*at}:
         told = f"{found.result.run.dataset} has no image {min(gone)} any more"
         raise ValueError(f"{told}; a picture needs the run's images")
-    shown = _each(found.result, [*map(Path, rows["image"])], lambda pixels: pixels[0].numpy())
-    k = ids.shape[1]
+    k, images = ids.shape[1], [*map(Path, rows["image"])]
+    shown = _each(found.result, images, lambda pixels: pixels[0].numpy())
     figure = Figure((1.7 * (k + 1), 2.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), k + 1, squeeze=False)
     for line, (path, pixels), row in zip(axes, shown.items(), rows.to_dict("records"), strict=True):
