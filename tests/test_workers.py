@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -46,10 +47,13 @@ def at_work(data):
     environment = os.environ | {"LOKY_MAX_CPU_COUNT": "2", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "deepknn_lib", *words.split()]
     options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # A shell's background jobs ignore Ctrl-C.
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(command, **options) as process:
         wait_for(lambda: len(list(data.glob("runs/*.checkpoint.pt"))) == 2, 120)
         assert len(processes(data)) >= 3
         yield process
+        process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
