@@ -155,6 +155,13 @@ def test_nothing_is_left_behind_by_a_run_that_fails(monkeypatch, data, tmp_path,
     assert not list(data.glob("runs/[!.]*"))
 
 
+def test_what_learns_on_features_says_that_it_did_so_on_the_cpu(data, monkeypatch):
+    experiments.execute(digits(), "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    assert experiments.execute(digits("mlp-deep-knn"), "auto").record["device"].startswith("cpu")
+
+
 def test_a_run_that_fails_leaves_the_others_going_and_is_named(data, tmp_path, capsys):
     wide = digits("weighted-ce", lr=1e30)
     runs = [wide, replace(digits("deep-knn-ft"), base=wide), digits()]

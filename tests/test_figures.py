@@ -1,5 +1,7 @@
 """Figures: what is drawn where, readable labels and colours, and the files that are written."""
 
+import json
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +11,7 @@ from made_up import result
 from PIL import Image
 from sets import class_folders
 
-from deepknn_lib.storage import figures_dir
+from deepknn_lib.storage import figures_dir, repository
 from deepknn_lib.study import figures, notebook, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3
 
@@ -129,3 +131,21 @@ def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
     for wrong, told in ({"profile": "big"}, "unknown profile 'big'"), ({"seeds": "0,a"}, "'a'"):
         with pytest.raises(ValueError, match=told):
             notebook.start(**wrong)
+
+
+def test_notebook_11_draws_both_intervals_and_the_papers_difference_in_the_line_of_its_comparison(shown):
+    cells = json.loads((repository() / "notebooks" / "11_tables.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    end = next(n for n, source in enumerate(code) if source.startswith("def draw_forest"))
+    exec("\n".join(code[: end + 1]), names := {})
+    acc, mcr, _ = names["draw_forest"]().axes
+    labels = [text.get_text() for text in acc.get_yticklabels()]
+    at = acc.get_yticks()[labels.index("MLP + deep kNN − LMNN  (Skin-7, ResNet-50)")]
+    drawn = [[*line.get_xdata()] for line in acc.lines if abs(line.get_ydata()[0] - at) < 0.4]
+    rows = pd.read_csv(repository() / "data" / "results" / "skin7_evidence.csv")
+    own = rows[(rows["comparison"] == "MLP + deep kNN − LMNN") & (rows["measure"] == "Acc")]
+    for row in own.to_dict("records"):
+        assert [row["low"], row["high"]] in drawn and [row["low_95"], row["high_95"]] in drawn
+    assert [3.24] in drawn and mcr.get_xlabel() == "difference, points"
+    assert len({*zip(names["lines"]["claim"], labels, strict=True)}) == len(labels)
+    plt.close("all")

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from sets import class_folders
 
+from deepknn_lib.datasets import load
 from deepknn_lib.study import runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,6 +196,9 @@ def test_a_report_on_ones_own_images_has_their_words_and_leaves_the_lessons_out(
     assert main("--dataset", f"folder:{own}", "--profile", "smoke") == 0
     assert "1 of 1 notebooks passed" in capsys.readouterr().out
     (index,) = (place / "figures").glob("*/index.html")
+    assert (
+        index.parent.name == f"{load.entry_of(f'folder:{own}').file_name}-smoke"
+    )  # It tells My-set from My set.
     text = index.read_text("utf-8")
     assert "Is it so by image?" in text and "Its numbers are no results" in text
     assert "by lesion" not in (index.parent / "notebooks" / "04_own.html").read_text("utf-8")
