@@ -48,8 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     runner.add_arguments(command("notebooks", runner.run, "run the notebooks in order, as run_all.sh does"))
     command("datasets", _datasets, "list the data sets, their licences, and whether each is there")
     fetch = command("download", _download, "get a data set, or be told how")
-    checked = lambda asked: verify.report(asked.dataset, asked.out)  # noqa: E731
-    check = command("verify", checked, "check a data set before anything is trained on it")
+    check = command("verify", lambda asked: verify.report(asked.dataset, asked.out), "check a data set")
     check.add_argument("--out", type=Path, metavar="FILE", help="the findings as CSV")
     for one in (fetch, check):
         one.add_argument("dataset", metavar="NAME", help="skin7, medmnist:pathmnist@64, folder:PATH, …")

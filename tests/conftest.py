@@ -1,13 +1,20 @@
 """A data folder of its own for every test session, so that nobody's cache is read or written."""
 
+import os
+
 import numpy as np
 import pytest
 
 
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory):
-    """One folder for the whole session: the synthetic images are drawn once."""
-    return tmp_path_factory.mktemp("data")
+    """One folder for the whole session; the synthetic images are drawn once, also for pytest's workers together."""
+    folder, all_workers = tmp_path_factory.mktemp("data"), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        all_workers = all_workers.parent
+    (all_workers / "drawn").mkdir(exist_ok=True)
+    (folder / "cache").symlink_to(all_workers / "drawn")
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,6 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(experiments, "execute_all", execute_all)
     monkeypatch.setattr(experiments, "is_done", lambda r: r in runs if r.dataset == "lesions" else is_done(r))
-    monkeypatch.setattr(experiments, "load", made)
     return runs
 
 

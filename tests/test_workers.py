@@ -80,7 +80,7 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(at_work, data, m
 def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(monkeypatch, tmp_path):
     from distributed import LocalCluster
 
-    runs = [digits("deep-knn-ft", epochs=4)]
+    runs = [digits("deep-knn-ft", epochs=12)]
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "here"))
     told = {"DEEPKNN_DATA": str(tmp_path / "there"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "env": told}

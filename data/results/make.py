@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
             else:
                 counted = COUNTED if name == "datasets" else ()
-                done[name] = [*map(experiments.load, known[name]), *map(load_dataset, counted)]
+                done[name] = [*experiments.execute_all(known[name]), *map(load_dataset, counted)]
         except (OSError, ValueError) as error:  # A data set or weights are not there.
             print(f"{name}: left as it is. {error}", file=sys.stderr)
     for name, (make, needed) in files().items():

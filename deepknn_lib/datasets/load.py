@@ -243,10 +243,10 @@ def group_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     folds = np.zeros(len(names), dtype=np.int64)
     for group in np.argsort(-counts.std(1), kind="stable"):
         trials = held + np.eye(N_FOLDS)[..., None] * counts[group]  # It is in the first fold, the second, …
-        uneven, best = (trials / sizes).std(1).mean(1), 0
+        uneven, full, best = (trials / sizes).std(1).mean(1).tolist(), held.sum(1).tolist(), 0
         for fold in range(1, N_FOLDS):
-            alike = np.isclose(uneven[fold], uneven[best])
-            if uneven[fold] < uneven[best] or (alike and held[fold].sum() < held[best].sum()):
+            alike = abs(uneven[fold] - uneven[best]) <= 1e-8 + 1e-5 * uneven[best]  # NumPy's isclose
+            if uneven[fold] < uneven[best] or (alike and full[fold] < full[best]):
                 best = fold
         held[best] += counts[group]
         folds[group] = best + 1

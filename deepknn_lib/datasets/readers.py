@@ -19,10 +19,8 @@ from deepknn_lib.storage import digest
 
 _ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
 CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
-PARTS = dict.fromkeys("train training val valid validation".split(), "train") | {
-    "test": "test",
-    "testing": "test",
-}
+PARTS = dict.fromkeys("train training val valid validation".split(), "train")
+PARTS |= dict.fromkeys(("test", "testing"), "test")
 SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .tif .tiff .webp .avif .jp2 .j2k .jpx .pbm .pgm .ppm .pnm"
 SUFFIXES = {*SUFFIXES.split(), ".tga", ".pcx", ".psd", ".sgi", ".ico"}
 DICOM = {".dcm", ".dicom", ".ima"}

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from deepknn_lib import estimators, storage
+from deepknn_lib import storage
 from deepknn_lib.datasets import Dataset, Rows, load_dataset, validation_part
 from deepknn_lib.datasets.decode import deep_greys
 from deepknn_lib.datasets.load import entry_of, index_of
@@ -37,13 +37,6 @@ def execute(run: Run, device: str = "auto") -> Result:
 def is_done(run: Run) -> bool:
     """Whether the run was executed before, on the same data; what is there but not whole is set aside."""
     return Entry.of(run).result() is not None
-
-
-def load(run: Run) -> Result:
-    """The result of a run that is done; ValueError if it is not."""
-    if found := Entry.of(run).result():
-        return replace(found, run=run)
-    raise ValueError(f"{run.label} was not executed on these data; execute() does it")
 
 
 def folder_of(run: Run) -> Path:
@@ -187,6 +180,8 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
 
 def _on_features(entry: Entry, _: torch.device) -> tuple[Result, dict[str, Tensor]]:
     """The same for a method that learns on the feature vectors of the base (Table 3)."""
+    from deepknn_lib import estimators
+
     run, base, estimator = entry.run, entry.base.result(), estimators.from_run(entry.run)
     arrays, told = base.arrays, partial(_tell_epoch, run)
     estimator.fit(arrays["train_features"], arrays["train_labels"], on_epoch=told)

@@ -7,14 +7,14 @@ import torch
 from exercises.compare import compare
 
 from deepknn_lib import metrics
-from deepknn_lib.datasets import load_dataset
+from deepknn_lib.datasets import Dataset, load_dataset
 from deepknn_lib.study import notebook
 from deepknn_lib.study.runs import make_run
 
 
 def check_always_smallest(scores: Sequence[float], session: notebook.Session) -> bool:
     """Exercise 1: Acc, MCR and RS, in per cent, of a classifier that always says the smallest class."""
-    data = load_dataset(session.dataset, "paper")
+    data = _data(session)
     labels, smallest = data.test.labels, data.info["smallest"]
     right = metrics.scores(labels, np.full(len(labels), smallest), len(data.class_names), smallest)
     return compare(scores, list(right.values()), 0.001)
@@ -24,15 +24,14 @@ def check_shares(shares: Sequence[float], session: notebook.Session) -> bool:
     """Exercise 2: the share of test images with a twin, in per cent, for folds 1 to 5 of the split by image."""
     right = []
     for fold in range(1, 6):
-        data = load_dataset(session.dataset, "paper", fold=fold)
+        data = _data(session, fold)
         right.append(100 * np.isin(data.test.groups, data.train.groups).mean())
     return compare(shares, right, 0.002)
 
 
 def check_finder(features_of: Callable, session: notebook.Session) -> bool:
     """Exercise 3: `features_of(images)`, uint8 (N, C, H, W) to (N, D), finds more twins than pixels and colours."""
-    size = min(make_run(session.dataset, "knn", session.profile).image_size, 96)
-    data = load_dataset(session.dataset, "paper", image_size=size)
+    data = _data(session)
     index = np.flatnonzero(np.isin(data.test.groups, data.train.groups))[:1000]
     if len(index) == 0:
         print("not yet: no test image of this data set has a twin; choose another set")
@@ -53,6 +52,12 @@ def check_finder(features_of: Callable, session: notebook.Session) -> bool:
     verdict = "right" if yours > least else "not yet"
     print(f"{verdict}: the twin comes first in {yours:.1f} %, with pixels or colours in {least:.1f} %")
     return bool(yours > least)
+
+
+def _data(session: notebook.Session, fold: int = 1) -> Dataset:
+    """The images of the notebook, split by image."""
+    size = min(make_run(session.dataset, "knn", session.profile).image_size, 96)
+    return load_dataset(session.dataset, "paper", fold, size)
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
