@@ -189,6 +189,8 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
 def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
     import timm
 
+    if name in SMALL_BACKBONES:
+        raise ValueError(f"{name} has no pretrained weights: leave them out, or name a .safetensors file")
     tag = _IMAGENET.get(name) if weights == "imagenet" else weights
     try:
         source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)

@@ -92,8 +92,7 @@ def page(tmp_path_factory):
 def lab(tmp_path_factory):
     """The address of a JupyterLab started in a copy of notebooks/, so that nothing is saved over."""
     root = tmp_path_factory.mktemp("lab")
-    left_out = shutil.ignore_patterns(".ipynb_checkpoints")
-    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=left_out)
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
     options = "--no-browser --allow-root --notebook-dir=notebooks --ServerApp.port=0"
     options += " --IdentityProvider.token= --LabApp.expose_app_in_browser=True"
     command = [sys.executable, "-m", "jupyterlab", *options.split()]

@@ -15,11 +15,8 @@ from deepknn_lib.datasets import CATALOG
 from deepknn_lib.datasets.synthetic import CLASS_NAMES
 
 TASK = "ISIC2018_Task3_Training"
-PNEUMONIA_CLASSES = tuple(CATALOG["pneumonia"].counts)
 # what is refused, and what is said then: layout, file, what is done to it (its text as Latin-1), message
 REFUSED = json.loads(Path(__file__).with_name("bad_input.json").read_text(encoding="utf-8"))
-ORDER = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]  # of the official columns
-# of each image its id, class, lesion and fold
 SKIN7 = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7], f"HAM_{n % 7}_{n // 14}", n // 7 % 5 + 1) for n in range(70)]
 ROWS = pd.DataFrame(SKIN7, columns=["image", "dx", "lesion_id", "test_fold"])
 
@@ -47,26 +44,18 @@ def put(path, content):
 
 def pictures(folder, ids):
     """An image for each id, whose colour tells which one it is."""
-    for name, n in ((name, int(name[5:])) for name in ids):
+    for name in ids:
+        n = int(name[5:])
         put(folder / f"{name}.jpg", np.full((45, 60, 3), (n, 2 * n, 255 - n), np.uint8))
 
 
-def challenge(root, task, rows):
-    """Images and one-hot classes as a part of the challenge has them."""
-    pictures(root / f"{task}_Input", rows["image"])
-    truth = rows[["image"]].assign(**{name: (rows["dx"] == name.lower()) * 1.0 for name in ORDER})
-    put(root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", truth)
-
-
-def skin7_test(root):
-    """Fourteen images of the challenge's test part."""
-    rows = [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7]) for n in range(90, 104)]
-    challenge(root, "ISIC2018_Task3_Test", pd.DataFrame(rows, columns=["image", "dx"]))
-
-
 def skin7(data):
-    """The official layout: 70 images of 35 lesions, two views of each."""
-    challenge(root := data / "skin7", TASK, ROWS)
+    """The official layout: 70 images of 35 lesions, two views of each, and 14 images of the challenge's test part."""
+    root, tested = data / "skin7", [(f"ISIC_{n:07d}", CLASS_NAMES[n % 7]) for n in range(90, 104)]
+    for task, rows in ((TASK, ROWS), ("ISIC2018_Task3_Test", pd.DataFrame(tested, columns=["image", "dx"]))):
+        pictures(root / f"{task}_Input", rows["image"])
+        truth = rows[["image"]].assign(**{name.upper(): (rows["dx"] == name) * 1.0 for name in CLASS_NAMES})
+        put(root / f"{task}_GroundTruth" / f"{task}_GroundTruth.csv", truth)
     put(root / f"{TASK}_LesionGroupings.csv", ROWS[["image", "lesion_id"]])
     put(root / "folds.csv", ROWS[["image", "test_fold"]])
     return root
@@ -75,8 +64,8 @@ def skin7(data):
 def dataverse(data, metadata="HAM10000_metadata.csv"):
     """The same images as Harvard Dataverse has them: two folders, one table in another order, other columns."""
     root = data / "skin7"
-    for part in (1, 2):
-        pictures(root / f"HAM10000_images_part_{part}", ROWS["image"][35 * part - 35 : 35 * part])
+    pictures(root / "HAM10000_images_part_1", ROWS["image"][:35])
+    pictures(root / "HAM10000_images_part_2", ROWS["image"][35:])
     put(root / metadata, ROWS[::-1].rename(columns={"image": "image_id"})[["lesion_id", "image_id", "dx"]])
     put(root / "folds.csv", ROWS[["image", "test_fold"]])
     return root
@@ -100,33 +89,31 @@ def grey(file):
 
 
 def move(root, pattern, target):
-    """Every file of the pattern to where the target says, by `c`, its folder, and `n`, its name without extension."""
+    """Every file of the pattern to the target, a text with `{c}` for its folder and `{n}` for its name."""
     for path in sorted(root.glob(pattern)):
-        (new := root / target(path.parent.name, path.stem)).parent.mkdir(parents=True, exist_ok=True)
+        new = root / target.format(path.stem, c=path.parent.name, n=path.stem)
+        new.parent.mkdir(parents=True, exist_ok=True)
         path.rename(new)
 
 
 def labels(root):
     """The same without class folders: `labels.csv` above images/, named in several ways; its column tells patients."""
     lines = ["image,label,patient"]
-    for path in sorted(root.glob("*/*.png")):
-        n, kind = int(path.stem), path.parent.name
-        new = f"{kind}_{n}"
-        named = (f"images/{new}.png", f"deep/{new}.png", f"{new}.png", new)[n % 4]
-        lines.append(f"{named},{kind},P{new[0]}{n // 2}")
-    move(root, "*/*.png", lambda c, n: f"images/{'deep/' * (int(n) % 2)}{c}_{n}.png")
-    put(root / "labels.csv", lines)
     for name in ("healthy", "ill"):
-        (root / name).rmdir()
+        for n in range(10):
+            image = ("images/{}.png", "deep/{}.png", "{}.png", "{}")[n % 4].format(f"{name}_{n}")
+            lines.append(f"{image},{name},P{name[0]}{n // 2}")
+    put(root / "labels.csv", lines)
+    move(root, "*/*[02468].png", "images/{c}_{n}.png")
+    move(root, "*/*[13579].png", "images/deep/{c}_{n}.png")
     return root
 
 
 def parts(root):
     """The same as Training/ and Testing/ beside what an archive of a Mac holds."""
-    move(root, "*/*.png", lambda c, n: f"{('Training', 'Testing')[int(n) % 2]}/{c}/{n}.png")
-    for name in ("healthy", "ill"):
-        put(root / "__MACOSX" / name / "._0.png", b"of a Mac")
-        (root / name).rmdir()
+    move(root, "*/*[02468].png", "Training/{c}/{n}.png")
+    move(root, "*/*[13579].png", "Testing/{c}/{n}.png")
+    put(root / "__MACOSX" / "ill" / "._0.png", b"of a Mac")
     return root
 
 
@@ -147,13 +134,12 @@ def stl10(data):
 
 
 def medmnist(data, file="bloodmnist_64.npz", shape=(64, 64, 3), classes=8):
-    (data / "medmnist").mkdir(parents=True, exist_ok=True)
     arrays = {}
     for part, n in (("train", 5 * classes), ("val", 2 * classes), ("test", 3 * classes)):
-        kinds = np.arange(n, dtype=np.uint8)[:, None] % classes
-        images = np.repeat(kinds * 20, np.prod(shape)).reshape(n, *shape)
-        arrays |= {f"{part}_images": images, f"{part}_labels": kinds}
-    np.savez_compressed(data / "medmnist" / file, **arrays)
+        kinds = arrays[f"{part}_labels"] = np.arange(n, dtype=np.uint8)[:, None] % classes
+        arrays[f"{part}_images"] = np.repeat(kinds * 20, np.prod(shape)).reshape(n, *shape)
+    np.savez_compressed(stream := io.BytesIO(), **arrays)
+    put(data / "medmnist" / file, stream.getvalue())
     return data / "medmnist"
 
 
@@ -163,11 +149,10 @@ def saved(image, kind="TIFF", **options):
     return stream.getvalue()
 
 
-def dicom(stored, photometric="MONOCHROME2", bits=8, jpeg=None, **tags):
+def dicom(stored, bits=8, jpeg=None, **tags):
     """The bytes of a DICOM file of uint8, uint16 or int16 (H, W), (frames, H, W) or (H, W, 3)."""
     header, file = pydicom.Dataset(), io.BytesIO()
-    header.set_pixel_data(stored, "RGB" if photometric == "RGB" else "MONOCHROME2", bits)
-    header.PhotometricInterpretation = photometric
+    header.set_pixel_data(stored, "RGB" if stored.shape[-1] == 3 else "MONOCHROME2", bits)
     header.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
     if jpeg:
         header.PixelData = pydicom.encaps.encapsulate([jpeg])
@@ -180,9 +165,9 @@ def dicom(stored, photometric="MONOCHROME2", bits=8, jpeg=None, **tags):
 
 def pneumonia(data):
     """The layout of Kaggle's archive: a DICOM for each of 30 patients, a table with a row a box."""
-    root, lines = data / "pneumonia", ["patientId,class"]
+    root, lines, names = data / "pneumonia", ["patientId,class"], [*CATALOG["pneumonia"].counts]
     for n in range(30):
-        lines += [f"{n:08d}-aa,{PNEUMONIA_CLASSES[n % 3]}"] * (3 if n % 3 == 2 else 1)
+        lines += [f"{n:08d}-aa,{names[n % 3]}"] * (3 if n % 3 == 2 else 1)
         image = np.full((64, 64), 5 * n, np.uint8)
         jpeg = saved(Image.fromarray(image), "JPEG", quality=95)
         put(root / "stage_2_train_images" / f"{n:08d}-aa.dcm", dicom(image, jpeg=jpeg))

@@ -8,11 +8,12 @@ import sys
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import sets
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 from sets import class_folders, dicom, put, refused, saved
 
 from deepknn_lib.datasets import decode, load_dataset, verify
@@ -22,14 +23,13 @@ from deepknn_lib.datasets.decode import open_image, resize
 def png(values, bits=None, size=None):
     """The bytes of a 16-bit PNG of `values`; `bits` are those that mean something, `size` is what it says of itself."""
     height, width = size or values.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, 16, 2 * (values.ndim == 3), 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in values.astype(">u2"))
     chunks = {b"IHDR": header} | ({b"sBIT": bytes([bits])} if bits else {})
-    chunks |= {b"IDAT": zlib.compress(rows), b"IEND": b""}
-    parts = [
-        (struct.pack(">I", len(b)), k + b, struct.pack(">I", zlib.crc32(k + b))) for k, b in chunks.items()
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(b"".join(part) for part in parts)
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, body in (chunks | {b"IDAT": zlib.compress(rows), b"IEND": b""}).items():
+        made += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return made
 
 
 def tiff(values, bits=12):
@@ -41,71 +41,46 @@ def tiff(values, bits=12):
     return b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", 9) + entries + bytes(4)
 
 
-def window(values, centre, width):
-    """DICOM PS3.3 C.11.2.1.2."""
-    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1) * 255
-
-
 RNG = np.random.default_rng(0)
 NOISE, ALPHA = RNG.integers(0, 256, (30, 40, 3), np.uint8), np.tile(np.uint8([0, 255, 100, 200]), (30, 10))
-OVER_WHITE = NOISE * (ALPHA / 255)[..., None] + 255 - ALPHA[..., None]
+CLEAR = Image.fromarray(np.dstack([NOISE[..., 0], ALPHA]))
+OVER_WHITE = NOISE[..., :1] * (ALPHA / 255)[..., None] + 255 - ALPHA[..., None]
 BLOCKS = RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)  # JPEG keeps flat blocks
 DEEP = np.array([0, 128, 129, 255, 256, 32768, 65535, *RNG.integers(0, 65536, 41)], np.uint16).reshape(6, 8)
-GREY, SIXTEEN, SHORT = NOISE[..., 0], np.rint(DEEP / 257)[..., None], DEEP.reshape(4, 4, 3).astype(">u2")
-LOW = DEEP >> 4
-RANGED = np.clip((LOW[..., None].astype(float) - 1000) / 2000, 0, 1) * 255
-COLOURED, CLEAR = Image.fromarray(NOISE), Image.fromarray(np.dstack([NOISE, ALPHA]))
-FOUR, INDEXED = NOISE[0, :4], Image.frombytes("P", (40, 30), (GREY % 4).tobytes())
-INDEXED.putpalette(FOUR.ravel().tolist())
+LOW, SIXTEEN = DEEP >> 4, np.rint(DEEP / 257)[..., None]
+RANGED, TWELVE_BITS = np.clip((LOW[..., None] - 1000.0) / 2000, 0, 1) * 255, LOW[..., None] / 4095 * 255
+COLOURED, FLAT, UPRIGHT = Image.fromarray(NOISE), Image.fromarray(BLOCKS), np.rot90(BLOCKS, -1)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-RED = Image.new("RGB", (9, 7), "red")
-SEVERAL = {"save_all": True, "append_images": [Image.new("RGB", (9, 7), "blue")]}
-INKS, KEY = [(255 - ink) * (255 - 60) / 255 for ink in (40, 90, 10)], tuple(NOISE[3, 4].tolist())
+IGNORED = {"icc_profile": PROFILE, "exif": b"Exif\0\0MM\0*garbage"}
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (9, 7), "blue")]}
+KEY, TURNED = tuple(NOISE[3, 4].tolist()), Image.Exif()
+TURNED[274] = 6
 # what is saved (or its bytes), under which name and options; the pixels that are wanted; by how much they may differ
 GOOD = {
-    "grey": (Image.fromarray(GREY), "a.png", {}, GREY[..., None], 0),
-    "bilevel": (Image.fromarray(GREY > 127), "a.tif", {}, (GREY > 127)[..., None] * 255, 0),
-    "palette": (INDEXED, "a.gif", {}, FOUR[GREY % 4], 0),
-    "one clear": (INDEXED, "a.png", {"transparency": 2}, np.where(GREY[..., None] % 4 == 2, 255, FOUR[GREY % 4]), 0),
-    "grey and alpha": (Image.fromarray(np.dstack([GREY, ALPHA])), "a.png", {}, OVER_WHITE[..., :1], 1),
-    "alpha": (CLEAR, "a.png", {}, OVER_WHITE, 1), "alpha of TIFF": (CLEAR, "a.tif", {}, OVER_WHITE, 1),
+    "alpha": (CLEAR, "a.png", {}, OVER_WHITE, 1), "profile, broken EXIF": (COLOURED, "a.png", IGNORED, NOISE, 0),
     "key": (COLOURED, "a.png", {"transparency": KEY}, np.where((NOISE == KEY).all(-1)[..., None], 255, NOISE), 0),
-    "CMYK": (Image.new("CMYK", (16, 16), (40, 90, 10, 60)), "a.jpg", {"quality": 100}, INKS, 3),
-    "YCbCr": (Image.fromarray(BLOCKS).convert("YCbCr"), "a.tif", {"compression": "jpeg", "quality": 100}, BLOCKS, 3),
-    "16 bits": (Image.fromarray(DEEP), "a.png", {}, SIXTEEN, 0),
     "big end first": (Image.frombytes("I;16B", (8, 6), DEEP.astype(">u2").tobytes()), "a.tif", {}, SIXTEEN, 0),
-    "16 of 32 bits": (Image.fromarray(DEEP.astype(np.int32)), "a.tif", {}, SIXTEEN, 0),
     "12 bits as the upper of 16": (png(LOW * 16, bits=12), "a.png", {}, LOW[..., None] * 16 / 257, 0.51),
-    "12 bits as the lower of 16": (png(LOW, bits=12), "a.png", {}, LOW[..., None] / 4095 * 255, 0.51),
-    "TIFF of 12 bits": (tiff(LOW), "a.tif", {}, LOW[..., None] / 4095 * 255, 0.51),
+    "12 bits as the lower of 16": (png(LOW, bits=12), "a.png", {}, TWELVE_BITS, 0.51),
+    "TIFF of 12 bits": (tiff(LOW), "a.tif", {}, TWELVE_BITS, 0.51),
     "a range in TIFF": (Image.fromarray(LOW), "a.tif", {"tiffinfo": {340: 1000.0, 341: 3000.0}}, RANGED, 0.51),
-    "16 bits of colour": (png(SHORT), "a.png", {}, SHORT / 257, 1),
-    "first frame": (RED, "a.gif", SEVERAL, [255, 0, 0], 0), "first page": (RED, "a.tif", SEVERAL, [255, 0, 0], 0),
-    "an ICC profile": (COLOURED, "a.png", {"icc_profile": PROFILE}, NOISE, 0),
-    "broken EXIF": (COLOURED, "a.png", {"exif": b"Exif\0\0MM\0*garbage"}, NOISE, 0),
-    "any name": (COLOURED, "Ångström ß 皮膚 .PNG", {}, NOISE, 0),
+    "first frame": (Image.new("RGB", (9, 7), "red"), "a.gif", FRAMES, [255, 0, 0], 0),
+    "turned": (FLAT, "Ångström ß 皮膚 .JPG", {"exif": TURNED, "quality": 100, "subsampling": 0}, UPRIGHT, 3),
+    "turned, 16 bits": (Image.fromarray(DEEP), "a.png", {"exif": TURNED}, np.rot90(SIXTEEN, -1), 0),
+    # Pillow itself turns a TIFF while loading it.
+    "turned TIFF": (FLAT, "a.tif", {"compression": "raw", "tiffinfo": {274: 6}}, UPRIGHT, 0),
+    "turned TIFF, LZW": (FLAT, "a.tif", {"compression": "tiff_lzw", "tiffinfo": {274: 6}}, UPRIGHT, 0),
 }  # fmt: skip
-for turn, upright in {4: lambda a: a[::-1], 6: lambda a: np.rot90(a, -1)}.items():
-    exif, flat, wanted = Image.Exif(), Image.fromarray(BLOCKS), upright(BLOCKS)
-    exif[274] = turn
-    GOOD[f"JPEG {turn}"] = flat, "a.jpg", {"exif": exif, "quality": 100, "subsampling": 0}, wanted, 3
-    GOOD[f"WebP {turn}"] = flat, "a.webp", {"exif": exif, "lossless": True}, wanted, 0
-    GOOD[f"16 bits {turn}"] = Image.fromarray(DEEP), "a.png", {"exif": exif}, upright(SIXTEEN), 0
-    for how in ("raw", "tiff_lzw"):  # Pillow itself turns a TIFF while loading it
-        GOOD[f"TIFF {how} {turn}"] = flat, "a.tif", {"compression": how, "tiffinfo": {274: turn}}, wanted, 0
 RAMP, TWELVE = np.arange(256, dtype=np.uint8).reshape(8, 32), np.arange(0, 4096, 16, np.uint16).reshape(8, 32)
-SIGNED, INVERTED = (TWELVE.astype(np.int32) * 16 - 32768).astype(np.int16), {"photometric": "MONOCHROME1"}
-BITS, WINDOW = {"bits": 12}, {"bits": 12, "WindowCenter": "1500", "WindowWidth": "800"}
-RESCALED = BITS | {"RescaleSlope": "2", "RescaleIntercept": "-1024"}
+SIGNED = (TWELVE.astype(np.int32) * 16 - 32768).astype(np.int16)
+RESCALED = {"bits": 12, "RescaleSlope": "2", "RescaleIntercept": "-1024"}
 HOUNSFIELD = RESCALED | {"WindowCenter": ["40", "9"], "WindowWidth": ["400", "9"]}
+WINDOWED = np.clip((TWELVE * 2.0 - 1024 - 39.5) / 399 + 0.5, 0, 1) * 255  # DICOM PS3.3 C.11.2.1.2
 DICOM = {
-    "8 bits": (RAMP, {}, RAMP), "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
-    "inverted": (RAMP, INVERTED, 255 - RAMP), "colours": (NOISE, {"photometric": "RGB"}, NOISE),
-    "12 bits": (TWELVE, BITS, TWELVE / 4095 * 255), "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
+    "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
+    "colours": (NOISE, {}, NOISE), "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
     "signed": (SIGNED, {"bits": 16}, (SIGNED.astype(float) + 32768) / 257),
-    "window": (TWELVE, WINDOW, window(TWELVE, 1500, 800)),
-    "window, inverted": (TWELVE, WINDOW | INVERTED, 255 - window(TWELVE, 1500, 800)),
-    "rescaled window": (TWELVE, HOUNSFIELD, window(TWELVE * 2.0 - 1024, 40, 400)),
+    "window, inverted": (TWELVE, HOUNSFIELD | {"PhotometricInterpretation": "MONOCHROME1"}, 255 - WINDOWED),
 }  # fmt: skip
 for case, (stored, tags, wanted) in DICOM.items():
     GOOD[f"DICOM: {case}"] = dicom(stored, **tags), "any name", {}, np.atleast_3d(wanted), 0.51
@@ -120,30 +95,27 @@ def test_every_kind_of_image_becomes_upright_rgb(tmp_path, image, name, options,
     assert found.mode == "RGB" and np.abs(np.asarray(found).astype(int) - wanted).max() <= off
 
 
-@pytest.mark.parametrize("size", [16, 48, 256])
+@pytest.mark.parametrize("size", [16, 256])
 def test_squashed_images_are_as_pillow_has_them(tmp_path, size):
     """Committed results rest on Pillow's pixels; ours may be 1 of 255 off, in one value of a hundred."""
     y, x = np.mgrid[:450, :600]
     photo = Image.fromarray(np.dstack([x * 255 // 600, y * 255 // 450, (x * y) % 256]).astype(np.uint8))
     photo.save(tmp_path / "a.jpg", progressive=True, quality=60)
-    photo.convert("L").save(tmp_path / "b.png")
-    Image.new("RGB", (1, 3000), (10, 20, 30)).save(tmp_path / "c.png")
-    for path in tmp_path.glob("*.*"):
-        upright = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        theirs = np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+    Image.new("RGB", (1, 3000), (10, 20, 30)).save(tmp_path / "b.png")
+    for path in tmp_path.iterdir():
+        theirs = np.asarray(Image.open(path).resize((size, size), Image.Resampling.BILINEAR)).astype(int)
         ours = resize(np.asarray(open_image(path)).transpose(2, 0, 1)[None], size)[0].transpose(1, 2, 0)
         assert np.abs(ours - theirs).max() <= 1 and np.abs(ours - theirs).mean() < 0.01, path.name
 
 
 MADE = {
     **{f"cut {kind}": saved(COLOURED, kind)[:1200] for kind in ("JPEG", "PNG", "TIFF")},
-    "cut DICOM": dicom(RAMP)[:-100], "DICOM with a palette": dicom(RAMP, "PALETTE COLOR"),
-    "fractions": saved(Image.fromarray(np.float32([[0, 0.5, 1]]))), "bomb": png(SHORT, size=(60_000, 60_000)),
+    "cut DICOM": dicom(RAMP)[:-100], "DICOM with a palette": dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"),
+    "fractions": saved(Image.fromarray(np.float32([[0, 0.5, 1]]))), "bomb": png(DEEP, size=(60_000, 60_000)),
     "over 16 bits": saved(Image.fromarray(np.int32([[70000, 5]]))), "noise": saved(COLOURED),
     "negative numbers": saved(Image.fromarray(np.int32([[-1, 5]]))),
     "zero is white": saved(Image.fromarray(DEEP), tiffinfo={262: 0}),
 }  # fmt: skip
-VERIFY_SAYS = list(sets.REFUSED)[:2]
 
 
 def harm(root, pattern, content):
@@ -157,9 +129,9 @@ def harm(root, pattern, content):
         elif "to" in content:
             path.rename(root / content["to"])
         elif shapes := content.get("arrays"):  # an array without a shape is left out
-            arrays = dict(np.load(path))
-            arrays |= {name: shape and np.resize(arrays[name], shape) for name, shape in shapes.items()}
-            np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+            arrays = {name: array for name, array in np.load(path).items() if shapes.get(name, [0])}
+            resized = {name: np.resize(arrays[name], shape) for name, shape in shapes.items() if shape}
+            np.savez(path, **arrays | resized)
         elif member := content.get("zeroed"):  # a part of an archive
             whole, start = path.read_bytes(), zipfile.ZipFile(path).getinfo(member).header_offset + 200
             put(path, whole[:start] + bytes(20) + whole[start + 20 :])
@@ -169,9 +141,10 @@ def harm(root, pattern, content):
             put(path, content["text"].encode("latin-1") if "text" in content else MADE[content["made"]])
 
 
-@pytest.mark.parametrize("verify_says, case", [(s, c) for s in VERIFY_SAYS for c in sets.REFUSED[s]])
-def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
-    layout, path, content, said = sets.REFUSED[verify_says][case]
+@pytest.mark.parametrize("case", [*sets.REFUSED["verify lists it"], *sets.REFUSED["verify refuses, too"]])
+def test_bad_input_is_refused_and_verify_finds_it(data, case):
+    listed = sets.REFUSED["verify lists it"]
+    layout, path, content, said = (listed | sets.REFUSED["verify refuses, too"])[case]
     root, split = data.parent / "my images é", "paper" if layout in ("skin7", "medmnist") else "grouped"
     name = {"dataverse": "skin7", "medmnist": "medmnist:bloodmnist@64"}.get(layout, layout)
     if layout in ("folder", "patients", "labels", "parts", "high"):
@@ -182,23 +155,10 @@ def test_bad_input_is_refused_and_verify_finds_it(data, verify_says, case):
     harm(root, path, content)
     refused(said, load_dataset, name, split, 1, 24)
     assert not list((data / "cache").glob("*.uint8"))  # nothing half made
-    if verify_says == "verify lists it":
+    if case in listed:
         assert "error" in {*verify.of_dataset(name)[0]["severity"]}
     else:
         refused(said, verify.of_dataset, name)
-
-
-def test_all_bad_files_are_tried_and_verify_lists_them_beside_what_the_others_lack(data):
-    name = f"folder:{class_folders(data / 'a b')}"
-    assert verify.of_dataset(name)[0]["check"].tolist() == ["no groups"]
-    for path in (data / "a b").glob("*/*.png"):
-        put(path, np.full((20, 20), int(path.stem) + 90, np.uint8))
-    harm(data / "a b", "healthy/[0-6].png", {"text": ""})
-    said = r"7 of 20 images.*0.png.*1.png.*2.png.*verify 'folder:.*a b'` lists all"
-    refused(said, load_dataset, name, "paper", 1, 24)
-    found = verify.of_dataset(name)[0].set_index("check")
-    assert found.loc["unreadable images", "item"].tolist() == [f"healthy/{n}.png" for n in range(7)]
-    assert "all values are from 90 to 99" in found.loc["range of values", "detail"]
 
 
 def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeypatch):
@@ -213,15 +173,17 @@ def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeyp
         open_image(root / "ill" / "3.png")
 
 
-def test_decoding_happens_once_and_in_order(data, monkeypatch):
+def test_decoding_happens_once_and_in_order_also_for_two_at_a_time(data, monkeypatch):
+    name, opened = f"folder:{data / 'many'}", []
     for n in range(600):  # more than a block; some take longer
         pixels = np.full((700, 700, 3) if n % 90 == 0 else (8, 8, 3), (0, n // 256, n % 256), np.uint8)
         put(data / "many" / "ab"[n // 300] / f"{n}.png", pixels)
-    for _ in range(2):
-        found = load_dataset(f"folder:{data / 'many'}", "paper", 1, 16).train
-        numbers = found.images[:, 1, 5, 5].astype(int) * 256 + found.images[:, 2, 9, 2]
-        assert [f"{'ab'[n // 300]}/{n}.png" for n in numbers] == found.ids.tolist()
-        monkeypatch.setattr(decode, "open_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "open_image", lambda *how: opened.append(how) or open_image(*how))
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: load_dataset(name, "paper", 1, 16).train, range(2)):
+            numbers = found.images[:, 1, 5, 5].astype(int) * 256 + found.images[:, 2, 9, 2]
+            assert [f"{'ab'[n // 300]}/{n}.png" for n in numbers] == found.ids.tolist()
+    assert len(opened) == 600
 
 
 def test_deep_greys_are_scaled_by_the_bits_that_their_set_uses(data):
@@ -249,14 +211,3 @@ def test_a_damaged_copy_is_named_set_aside_and_made_again(data, keep, zeros, nam
     assert path.read_bytes() == whole and len([*path.parent.glob(f".damaged-{path.name}-*")]) == named
     # A copy that lacks four bytes is one of an earlier version.
     assert ["is not whole (its checksum" in str(one.message) for one in said] == [True] * named
-
-
-def test_two_processes_decode_once(data):
-    """The second waits for the first, and takes what it has made."""
-    code = "import time\nfrom deepknn_lib.datasets import decode, load_dataset\n_open = decode.open_image\n"
-    code += "def slow(*how):\n    print('opened', flush=True)\n    time.sleep(0.05)\n    return _open(*how)\n"
-    code += f"decode.open_image = slow\nload_dataset('folder:{class_folders(data / 'x')}', 'paper', 1, 24)"
-    start = {"stdout": subprocess.PIPE, "text": True}
-    two = [subprocess.Popen([sys.executable, "-c", code], **start) for _ in range(2)]
-    assert sum(one.communicate()[0].count("opened") for one in two) == 20
-    assert [one.returncode for one in two] == [0, 0]

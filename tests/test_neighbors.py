@@ -1,4 +1,4 @@
-"""Mining, search and vote against scikit-learn and loops; ties, precision, memory, errors."""
+"""Mining, search and vote against scikit-learn and loops; ties, precision, memory; the errors of these and the loss."""
 
 import math
 
@@ -7,12 +7,13 @@ import pytest
 import reference
 import torch
 from reference import random_batch
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier
 
 from deepknn_lib.criteria import whole_set_neighbors
+from deepknn_lib.losses import class_weights, deep_knn_loss
 from deepknn_lib.neighbors import batch_neighbors, majority_vote, nearest_neighbors, pairwise_distances
 
-ONES = torch.ones(4, 2)
+ONES, LABELS = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
 
 
 def points(count, dim=5, seed=0):
@@ -24,14 +25,10 @@ def points(count, dim=5, seed=0):
 def test_mined_neighbours_are_those_of_the_loops_nearest_first(mine, k, m):
     features, labels = random_batch(k)
     near = mine(features.requires_grad_(), labels, k, m)
-    assert near.positive.dtype == torch.int64 and not any(part.requires_grad for part in near)
     for i in range(24):
-        truths = reference.neighbors(features, labels, i)
-        for side, (truth, count) in enumerate(zip(truths, (k, m), strict=True)):
-            found = min(count, len(truth))
-            assert near[side][i].tolist() == truth[:found] + [0] * (count - found)
-            assert near[side + 2][i].tolist() == [True] * found + [False] * (count - found)
-    alike = mine(torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), 1, 1)
+        for side, truth in enumerate(reference.neighbors(features, labels, i)):
+            assert near[side][i][near[side + 2][i]].tolist() == truth[: (k, m)[side]]
+    alike = mine(ONES, LABELS, 1, 1)
     assert alike.positive.tolist() == [[1], [0], [3], [2]]  # No image is its own positive; its duplicate is.
 
 
@@ -54,17 +51,16 @@ def test_distances_far_from_the_origin_are_right_also_under_autocast(scale, dtyp
 def test_search_and_vote_are_those_of_scikit_learn(k, chunk):
     queries, gallery, labels = points(53).half().double(), points(301, seed=1), torch.arange(301) % 4
     distances, indices = nearest_neighbors(queries, gallery, k, chunk=chunk)
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(gallery.numpy())
-    their_distances, their_indices = search.kneighbors(queries.numpy())
-    assert (indices.numpy() == their_indices).all() and indices.dtype == torch.int64
+    theirs = KNeighborsClassifier(k, algorithm="brute").fit(gallery.numpy(), labels.numpy())
+    their_distances, their_indices = theirs.kneighbors(queries.numpy())
+    assert (indices.numpy() == their_indices).all()
     np.testing.assert_allclose(distances.numpy(), their_distances, rtol=1e-9)
     half, none = (nearest_neighbors(part.half(), gallery, k) for part in (queries, queries[:0]))
     assert torch.equal(half[1], indices) and none[0].shape == none[1].shape == (0, k)
-    classifier = KNeighborsClassifier(k, algorithm="brute").fit(gallery.numpy(), labels.numpy())
-    shares = np.sort(classifier.predict_proba(queries.numpy()), 1)
+    shares = np.sort(theirs.predict_proba(queries.numpy()), 1)
     clear = shares[:, -1] > shares[:, -2]  # There is no tie.
     ours = majority_vote(labels[indices], distances, 4).numpy()
-    assert clear.sum() > 25 and (ours == classifier.predict(queries.numpy()))[clear].all()
+    assert clear.sum() > 25 and (ours == theirs.predict(queries.numpy()))[clear].all()
 
 
 @pytest.mark.parametrize("k, chunk, itself", [(4, 1024, True), (71, 1, True), (12, 9, False), (12, 2, False)])
@@ -91,21 +87,22 @@ def test_memory_is_bounded_by_the_chunk():
     assert largest.numel <= 5000  # All distances would be 1,000,000; the answer is 5,000.
 
 
-@pytest.mark.parametrize("search, a, b, options, told", [
+@pytest.mark.parametrize("call, a, b, options, told", [
     (nearest_neighbors, ONES, torch.ones(4, 3), {"k": 1}, "share D"),
-    (nearest_neighbors, ONES, ONES, {"k": 0}, "1 <= k <= 4"),
     (nearest_neighbors, ONES, ONES, {"k": 4, "exclude_self": True}, "1 <= k <= 3"),
-    (nearest_neighbors, ONES[:3], ONES, {"k": 1, "exclude_self": True}, r"\(3, 2\) and \(4, 2\)"),
-    (nearest_neighbors, ONES, ONES, {"k": 1, "chunk": 0}, "chunk"),
-    (nearest_neighbors, ONES * math.nan, ONES, {"k": 1}, "NaN"),
-    (nearest_neighbors, ONES, torch.tensor([[1, 2], [1, math.inf]]), {"k": 1}, "infinite"),
-    (whole_set_neighbors, ONES, torch.ones(3).long(), {}, "4 integers"),
+    (nearest_neighbors, ONES[:3], ONES, {"k": 1, "exclude_self": True}, "queries to be the gallery"),
+    (nearest_neighbors, ONES, torch.tensor([[1, 2], [1, math.inf]]), {"k": 1}, "not finite"),
     (majority_vote, torch.zeros(2, 0).long(), torch.zeros(2, 0), {"n_classes": 3}, "K_p"),
     (majority_vote, torch.tensor([[0, -1]]), torch.zeros(1, 2), {"n_classes": 3}, r"0\.\.2"),
+    (deep_knn_loss, torch.ones(4, 2, 1, 1), LABELS, {}, "flatten"),
+    (deep_knn_loss, ONES.long(), LABELS, {}, "floating point"), (deep_knn_loss, ONES, LABELS[:3], {}, "4 integers"),
+    (deep_knn_loss, ONES, LABELS, {"k": 0}, "k must be"), (deep_knn_loss, ONES, LABELS, {"m": True}, "m must be"),
+    *[(deep_knn_loss, ONES, LABELS, {"margin": value}, "margin must be") for value in (-0.1, math.nan, math.inf)],
+    *[(class_weights, torch.tensor(few), n, {}, "class weights") for few, n in (([0, 2], 3), ([0, 3], 2), ([0], 1))],
 ])  # fmt: skip
-def test_bad_searches_and_votes_are_refused(search, a, b, options, told):
+def test_what_cannot_be_meant_is_refused(call, a, b, options, told):
     with pytest.raises(ValueError, match=told):
-        search(a, b, **options)
+        call(a, b, **options)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])

@@ -1,19 +1,15 @@
 """The published numbers in data/paper: every cell against the tables as they are printed, typed in printed.json again.
 
-Tables 1 to 4 stand in the paper, S1 to S4 in its supplement, and Figure 2 was read by eye. To check what is typed there
-against the paper itself, let DEEPKNN_PAPER_TEXT name a copy of it as plain text (it is not ours to ship).
+Tables 1 to 4 stand in the paper, S1 to S4 in its supplement, and Figure 2 was read by eye.
 """
 
 import json
-import os
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from deepknn_lib.study import claims
 from deepknn_lib.study.results import paper
-from deepknn_lib.study.runs import METHODS
 
 PRINTED = json.loads(Path(__file__).with_name("printed.json").read_text(encoding="utf-8"))
 SCORES, SETS = ["acc", "mcr", "rs"], ("Skin-7", "Pneumonia", "SD-198")
@@ -23,9 +19,9 @@ COLUMNS_S2 = [*product((1, 5), ("knn", "triplet", "deep-knn")), (0, "weighted-ce
 
 
 def printed(name):
-    """Row by row: the words before the first bar, and what is printed after it, bars left out."""
+    """Row by row: the words before the first bar, and the words after it, bars left out."""
     rows = [line.split("|") for line in PRINTED[name]]
-    return [(head.split(), " ".join(" ".join(cells).split())) for head, *cells in rows]
+    return [(head.split(), " ".join(cells).split()) for head, *cells in rows]
 
 
 @pytest.mark.parametrize("name", ["table1", "table_s1"])
@@ -33,7 +29,7 @@ def test_statistics_are_those_printed(name):
     table = paper(name).convert_dtypes().astype("string").fillna("-")
     assert list(table)[1:] == ["classes", "train", "test", "image_size", "smallest_class", "largest_class"]
     rows = [" ".join(row).replace(",", "") for row in table.itertuples(index=False)]
-    assert rows == [" ".join([*head, cells]).replace(",", "") for head, cells in printed(name)]
+    assert rows == [" ".join([*head, *cells]).replace(",", "") for head, cells in printed(name)]
 
 
 @pytest.mark.parametrize("name, row, column, columns", [
@@ -45,23 +41,15 @@ def test_statistics_are_those_printed(name):
     ("table_s4", ["k_predict"], ["dataset", "measure"], product(("SD-198", *SETS[:2]), SCORES[:2])),
 ])  # fmt: skip
 def test_scores_are_those_printed(name, row, column, columns):
-    table, columns = paper(name), list(columns)
+    table, columns, wanted = paper(name), list(columns), []
     measures = [score for score in SCORES if score in table]
     long = table.melt([n for n in table if n not in measures], measures, "measure")
     found = long[[*row, *column, "value"]].astype({name: str for name in (*row, *column)})
-    wanted = []
     for head, cells in printed(name):
         head = [word.lower() if word in ("Acc", "MCR", "RS") else word for word in head]
-        pairs = zip(columns, map(float, cells.split()), strict=True)
+        pairs = zip(columns, map(float, cells), strict=True)
         wanted += [(*head, *map(str, words), number) for words, number in pairs]
     assert sorted(found.itertuples(index=False, name=None)) == sorted(wanted)
-
-
-@pytest.mark.skipif("DEEPKNN_PAPER_TEXT" not in os.environ, reason="DEEPKNN_PAPER_TEXT names no file")
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table4"])
-def test_what_is_typed_is_printed_in_the_paper(name):
-    text_of = " ".join(Path(os.environ["DEEPKNN_PAPER_TEXT"]).read_text(encoding="utf-8").split())
-    assert not [cells for _, cells in printed(name) if cells not in text_of]
 
 
 def test_the_papers_differences_are_those_of_its_tables():
@@ -78,30 +66,8 @@ def test_the_papers_differences_are_those_of_its_tables():
     assert len(rule) == len(paper("differences")) == 48
 
 
-def test_tables_agree_where_they_show_the_same_run():
-    table2 = paper("table2").query("method == 'deep-knn'").set_index(["dataset", "k_predict"])
-    resnet = paper("table4").query("backbone == 'resnet50' and method == 'deep-knn'").iloc[0]
-    assert (abs(resnet[SCORES] - table2.loc["SD-198", 5][SCORES]) <= 0.051).all()
-    chosen = paper("table_s3").query("k == 5 and m == 5").iloc[0]
-    assert (chosen[["acc", "mcr"]] == table2.loc["SD-198", 5][["acc", "mcr"]]).all()
-    both = paper("table_s4").query("k_predict in (1, 5)").set_index(["dataset", "k_predict"])[["acc", "mcr"]]
-    differ = both.compare(table2.loc[both.index, ["acc", "mcr"]])
-    assert differ.to_dict("list") == {("mcr", "self"): [69.4], ("mcr", "other"): [69.3]}  # as printed
-
-
 def test_readings_of_figure_2_say_that_they_are_readings():
-    table = paper("figure2")
-    assert (table.pop("reading") == "by eye").all() and (table["epoch"] <= table["epochs_drawn"]).all()
-    assert table.to_csv(index=False, sep=" ").splitlines() == [
-        "dataset backbone method epoch train_acc epochs_drawn",
-        "SD-198 resnet50 deep-knn 30 87 180", "SD-198 resnet50 triplet 90 55 180",
-        "Skin-7 densenet121 deep-knn 20 90 110", "Skin-7 densenet121 triplet 110 95 110",
+    assert paper("figure2").to_csv(index=False, header=False, sep=" ").splitlines() == [
+        'SD-198 resnet50 deep-knn 30 87 180 "by eye"', 'SD-198 resnet50 triplet 90 55 180 "by eye"',
+        'Skin-7 densenet121 deep-knn 20 90 110 "by eye"', 'Skin-7 densenet121 triplet 110 95 110 "by eye"',
     ]  # fmt: skip
-
-
-def test_the_claims_have_their_texts_and_comparisons_of_known_methods():
-    table, rule, bounds = paper("claims"), paper("comparisons"), paper("bounds")
-    assert [*table["claim"]] == [*rule["claim"].unique()] == [*claims.CLAIMS]
-    assert table["text"].str.len().between(20, 140).all() and set(rule["needed"]) == set(bounds["needed"])
-    assert set(rule["method"]) | set(rule["rival"]) <= set(METHODS) and set(rule["side"]) == {"<", ">"}
-    assert not rule.duplicated(["claim", "comparison", "measure"]).any()

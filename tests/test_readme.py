@@ -53,8 +53,7 @@ def of_the_ladder():
 
 
 def of_every_rival():
-    votes = {"k_predict": [5, SOFTMAX], "seed": [0]}
-    table = rows("skin7_128").loc[lambda found: found[[*votes]].isin(votes).all(axis=1)]
+    table = rows("skin7_128", query=f"seed == 0 and k_predict in (5, {SOFTMAX})")
     for _, own in table.groupby(["method", "k_predict"]):
         found = [own[own["split"] == split] for split in ("grouped", "paper", "dermamnist-c")]
         yield ["", *("".join(cells(row, ALL) for _, row in part.iterrows()) for part in found)]

@@ -32,9 +32,7 @@ def train(images, labels, config=CONFIG, seed=0, **options):
 def test_every_loss_learns_an_easy_set(toy, loss, changes):
     _, history = train(*toy, replace(CONFIG, loss=loss, epochs=6, lr_decay_every=3, **changes))
     assert history[-1]["loss"] < history[0]["loss"] and history[-1]["train_acc"] > 90
-    assert [(row["epoch"], row["lr"]) for row in history][2:4] == [(3, 0.05), (4, 0.025)]
     assert all(0 <= row["active"] <= 1 for row in history) == (loss in ("deep-knn", "triplet", "semi-hard"))
-    assert all(row["mean_pairwise_distance"] > 0 and row["seconds"] > 0 for row in history)
 
 
 @pytest.mark.parametrize("loss", ["triplet", "semi-hard", "supcon", "multi-similarity"])
@@ -51,13 +49,8 @@ def test_a_rival_gives_0_with_a_gradient_where_there_is_no_pair(loss):
 def test_a_killed_run_resumes_and_ends_with_the_same_weights(toy, tmp_path, changes):
     config, checkpoint, seen = replace(CONFIG, **changes), tmp_path / "folder" / "state.pt", []
     weights, history = train(*toy, config)
-
-    def kill(row):
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(*toy, config, checkpoint=checkpoint, on_epoch=kill)
+        train(*toy, config, checkpoint=checkpoint, on_epoch=mock.Mock(side_effect=[None, KeyboardInterrupt]))
     torch.manual_seed(2)  # Nothing outside the seed may matter, nor where the second network starts.
     resumed, again = train(*toy, config, seed=5, checkpoint=checkpoint, on_epoch=seen.append)
     assert [row["epoch"] for row in seen] == [2, 3]  # Epoch 1 was not trained again.
@@ -66,30 +59,19 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(toy, tmp_path, chan
 
 
 def test_a_checkpoint_of_another_training_or_with_code_or_cut_short_is_refused(toy, tmp_path):
-    (images, labels), checkpoint = toy, tmp_path / "state.pt"
-    train(*toy, checkpoint=checkpoint)
-    whole = checkpoint.read_bytes()
-    torch.save(torch.load(checkpoint) | {"code": os.getcwd}, checkpoint)
-    other, said = labels[::-1].copy(), "of another training.*remove it"
-    for content, some, config, told in (
-        (whole, labels, replace(CONFIG, lr=0.1), said), (whole, other, CONFIG, said),
-        (checkpoint.read_bytes(), labels, CONFIG, "remove it"), (whole[:1000], labels, CONFIG, "remove it"),
+    (images, labels), path = toy, tmp_path / "state.pt"
+    train(*toy, checkpoint=path)
+    whole = path.read_bytes()
+    torch.save(torch.load(path) | {"code": os.getcwd}, path)
+    for content, *changed, told in (
+        (whole, images, labels, replace(CONFIG, lr=0.1), "of another training"),
+        (whole, images, labels[::-1].copy(), CONFIG, "of another training"),
+        (whole, images[::-1].copy(), labels, CONFIG, "of another training"),
+        (path.read_bytes(), *toy, CONFIG, ""), (whole[:1000], *toy, CONFIG, ""),
     ):  # fmt: skip
-        checkpoint.write_bytes(content)
-        with pytest.raises(ValueError, match=f"state.pt.*{told}"):
-            train(images, some, config, checkpoint=checkpoint)
-    checkpoint.write_bytes(whole)
-    with pytest.raises(ValueError, match=said):
-        train(images[::-1].copy(), labels, CONFIG, checkpoint=str(checkpoint))
-
-
-def test_what_cannot_be_trained_on_is_refused(toy):
-    images, labels = toy
-    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, got torch.float32"):
-        train(images / np.float32(255), labels)
-    network = build_network("small-resnet")
-    with pytest.raises(ValueError, match="weighted-ce needs a network with a classifier"):
-        fit(network, torch.from_numpy(images), torch.from_numpy(labels), replace(CONFIG, loss="weighted-ce"))
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"state.pt.*{told}.*remove it"):
+            train(*changed, checkpoint=str(path))
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
@@ -108,7 +90,7 @@ def test_the_whole_set_is_searched_as_often_as_asked_for_anchors(toy, monkeypatc
     monkeypatch.setattr(criteria, "whole_set_neighbors", search)
     monkeypatch.setattr(criteria, "whole_set_terms", terms)
     train(*toy, replace(CONFIG, epochs=2, k=2, m=1, search_every=every))
-    assert [len(call.args[0]) for call in search.call_args_list] == [60] * searches
+    assert search.call_count == searches
     # A batch holds 24 / (1 + 2 + 1) anchors with their neighbours.
     assert [call.args[1].positive.shape for call in terms.call_args_list] == ([(6, 2)] * 6 if every else [])
 
@@ -124,55 +106,53 @@ def test_images_on_disk_grey_images_and_a_last_batch_of_one_image_train_too(toy,
 
 
 def test_bf16_is_used_where_the_device_has_it_and_agrees_with_float32_within_seeds(toy, monkeypatch):
-    config = replace(CONFIG, epochs=4)
-    full, other = (train(*toy, replace(config, seed=seed))[1][-1] for seed in (0, 1))
+    full, other = (train(*toy, replace(CONFIG, seed=seed))[1][-1]["loss"] for seed in (0, 1))
     for there in (False, True):
         monkeypatch.setattr(models, "has_bf16", lambda _, there=there: there)
-        half = train(*toy, replace(config, precision="bf16"))[1][-1]
-        assert (half["loss"] == full["loss"]) != there
-        assert abs(half["loss"] - full["loss"]) <= 2 * abs(other["loss"] - full["loss"])
+        half = train(*toy, replace(CONFIG, precision="bf16"))[1][-1]["loss"]
+        assert (half == full) != there and abs(half - full) <= 2 * abs(other - full)
 
 
 def test_leave_one_out_accuracy_by_hand():
     features = torch.tensor([[0.0], [1.0], [2.1], [10.0], [11.0], [2.0]])
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
     # The last point, of class 1, lies among class 0; it is also the nearest neighbour of the third point.
-    assert leave_one_out_accuracy(features, labels, k_predict=1) == pytest.approx(100 * 4 / 6)
+    assert leave_one_out_accuracy(features, torch.tensor([0, 0, 0, 1, 1, 1]), 1) == pytest.approx(100 * 4 / 6)
 
 
 @pytest.mark.parametrize("wrong, told", [
-    ({"loss": "hinge"}, "unknown loss 'hinge'; choose one of deep-knn, "), ({"k": 0}, "k must be at least 1, got 0"),
-    ({"soft": True}, "soft is for .*; the loss is deep-knn"), ({"margin": float("nan")}, "finite"),
-    ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn; the loss is triplet"),
-    ({"warmup": -1}, "warmup must be at least 0"), ({"epochs": 0}, "epochs must be at least 1"),
+    ({"loss": "hinge"}, "unknown loss 'hinge'"), ({"sampling": "balance"}, "did you mean balanced"),
+    ({"soft": True}, "soft is for .*; the loss is deep-knn"), ({"k": 0}, "k must be at least 1, got 0"),
+    ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn"), ({"margin": float("nan")}, "finite"),
     ({"margin": -1.0}, "margin at least 0"), ({"seed": 10**14}, "seed below 2.43; got"),
     ({"lr": 0.0}, "lr must be above 0"), ({"batch_size": 1}, "batch_size must be at least 2"),
-    ({"sampling": "balance"}, "did you mean balanced[?] Choose one of proportional"),
 ])  # fmt: skip
 def test_a_config_that_cannot_be_trained_is_an_error(wrong, told):
     with pytest.raises(ValueError, match=told):
         TrainingConfig(**wrong)
 
 
-def test_divergence_is_an_error_and_collapse_a_warning_with_advice(toy):
+def test_what_cannot_be_trained_on_is_refused(toy):
+    images, labels = toy
+    with pytest.raises(ValueError, match="images must be uint8, 0 to 255, got torch.float32"):
+        train(images / np.float32(255), labels)
+    with pytest.raises(ValueError, match="weighted-ce needs a network with a classifier"):
+        fit(build_network("small-resnet"), *map(torch.from_numpy, toy), replace(CONFIG, loss="weighted-ce"))
+
+
+def test_collapse_is_a_warning_with_advice():
     torch.manual_seed(0)
-    with pytest.raises(FloatingPointError, match="weighted-ce loss is (nan|inf) in epoch .* lower lr"):
-        train(*toy, replace(CONFIG, loss="weighted-ce", lr=1e6, lr_decay_every=0))
     noise = torch.randint(256, (96, 3, 16, 16), dtype=torch.uint8)  # nothing to learn
     network = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), 3)
     config = replace(CONFIG, loss="triplet", margin=5.0, epochs=20, lr=0.1, lr_decay_every=5)
     with pytest.warns(UserWarning, match="the embedding collapsed.*use normalised features"):
-        history = fit(network, noise, torch.arange(96) % 3, config)
-    assert history[-1]["loss"] == pytest.approx(5, rel=0.05)
-    assert history[-1]["mean_pairwise_distance"] < history[0]["start_distance"] / 10
+        fit(network, noise, torch.arange(96) % 3, config)
 
 
 @pytest.mark.parametrize("loss, distance, config, expected", [
     (0.2, 0.05, {}, True), (0.2, 1.4, {}, False), (0.1, 0.05, {}, False), (0.2, 0.05, {"loss": "supcon"}, False),
     (0.2, 0.05, {"loss": "triplet", "soft": True}, False),  # 0.2 is far under the ln 2 of one point.
     (0.7, 0.05, {"loss": "triplet", "soft": True}, True),
-    (5.0, 1.5, {"margin": 5.0}, False),  # A margin above all distances is not yet a collapse.
 ])  # fmt: skip
 def test_collapse_is_a_settled_triplet_loss_with_all_features_in_one_point(loss, distance, config, expected):
-    row, config = {"mean_pairwise_distance": distance, "start_distance": 1.5}, TrainingConfig(**config)
-    assert collapsed([row | {"epoch": 1, "loss": loss}], config) == expected and not collapsed([], config)
+    row = {"mean_pairwise_distance": distance, "start_distance": 1.5, "epoch": 1, "loss": loss}
+    assert collapsed([row], TrainingConfig(**config)) == expected

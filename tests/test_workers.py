@@ -18,8 +18,6 @@ from made_up import digits, draw_classes, same, wait_for
 from deepknn_lib.study import experiments
 from deepknn_lib.study.runs import make_run
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 def processes(data):
     """The processes with this data folder."""
@@ -38,39 +36,27 @@ def test_processes_that_are_used_again_see_files_that_were_replaced(data, tmp_pa
         assert not np.array_equal(old.arrays["test_features"], new.arrays["test_features"])
 
 
-@pytest.fixture
-def at_work(data):
-    """A grid of two long runs in a process of its own, once both have left a checkpoint."""
-    words = (
-        "grid --profile smoke --dataset digits --methods deep-knn --splits grouped --seeds 0,1 --epochs 900"
-    )
-    environment = os.environ | {"LOKY_MAX_CPU_COUNT": "2", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "deepknn_lib", *words.split()]
-    options = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    # A shell's background jobs ignore Ctrl-C.
-    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, **options) as process:
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+@pytest.mark.parametrize("number, patience", [(signal.SIGINT, 2), (signal.SIGKILL, 10)])
+def test_a_grid_that_is_stopped_leaves_no_process_and_its_runs_resume(data, monkeypatch, number, patience):
+    grid = "grid --profile smoke --dataset digits --methods deep-knn --splits grouped --seeds 0,1"
+    command = [sys.executable, "-m", "deepknn_lib", *grid.split(), "--epochs", "900"]
+    options = {"env": os.environ | {"LOKY_MAX_CPU_COUNT": "2"}, "stderr": subprocess.PIPE, "text": True}
+    ctrl_c = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # A shell's background jobs ignore it.
+    options |= {"start_new_session": True, "preexec_fn": ctrl_c}
+    with subprocess.Popen(command, **options) as process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
         wait_for(lambda: len(list(data.glob("runs/*.checkpoint.pt"))) == 2, 120)
         assert len(processes(data)) >= 3
-        yield process
+        began = time.monotonic()
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does: the workers get it too
+            said = process.communicate(timeout=30)[1]
+            assert process.returncode == 130 and time.monotonic() - began < 2
+            assert "stopped, 0 of 2 done" in said and "Traceback" not in said
         process.kill()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-def test_ctrl_c_stops_a_grid_in_two_seconds_and_says_how_far_it_is(at_work, data):
-    os.killpg(at_work.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    began = time.monotonic()
-    said = at_work.communicate(timeout=30)[1]
-    assert at_work.returncode == 130 and time.monotonic() - began < 2
-    assert "stopped, 0 of 2 done" in said and "Traceback" not in said
-    wait_for(lambda: not processes(data), 2)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
-def test_workers_end_with_their_parent_and_a_killed_run_resumes(at_work, data, monkeypatch):
-    at_work.kill()
-    wait_for(lambda: not processes(data), 10)
-    there = []  # Is fit given the checkpoint that the killed process left?
+        wait_for(lambda: not processes(data), patience)
+    there = []  # Is fit given the checkpoint that the process left?
     fit = mock.Mock(side_effect=lambda *_, checkpoint, **__: there.append(checkpoint.is_file()) or [])
     monkeypatch.setattr(experiments, "fit", fit)
     experiments.execute(digits("deep-knn", epochs=900), "cpu")
@@ -80,11 +66,11 @@ def test_workers_end_with_their_parent_and_a_killed_run_resumes(at_work, data, m
 def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(monkeypatch, tmp_path):
     from distributed import LocalCluster
 
-    runs = [digits("deep-knn-ft", epochs=12)]
+    runs, killed = [digits("deep-knn-ft", epochs=12)], []
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "here"))
-    told = {"DEEPKNN_DATA": str(tmp_path / "there"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "env": told}
-    with LocalCluster(**options) as cluster:
+    root = Path(__file__).resolve().parent.parent
+    told = {"DEEPKNN_DATA": str(tmp_path / "there"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, env=told) as cluster:
 
         def kill():  # the worker that is in the middle of a training
             wait_for(lambda: list(tmp_path.glob("there/runs/*.checkpoint.pt")), 120)
@@ -93,13 +79,12 @@ def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(mo
             os.kill(nanny.pid, signal.SIGKILL)
             killed.extend(tmp_path.glob("there/runs/*.checkpoint.pt"))
 
-        killed = []
         thread = threading.Thread(target=kill)
         thread.start()
-        found = experiments.execute_all(runs, "cpu", cluster=cluster.scheduler_address)
+        (found,) = experiments.execute_all(runs, "cpu", cluster=cluster.scheduler_address)
         thread.join()
     assert len(killed) == 1
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "alone"))
-    for result, alone in zip(found, experiments.execute_all(runs, "cpu", 2), strict=True):
-        assert result.record["device"] == alone.record["device"] == "cpu (1 threads a run)"
-        assert same(result, alone)
+    (alone,) = experiments.execute_all(runs, "cpu", 2)
+    assert same(found, alone)
+    assert found.record["device"] == alone.record["device"] == "cpu (1 threads a run)"

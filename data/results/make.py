@@ -79,7 +79,7 @@ def at_128() -> list[Run]:
 
 def tuned_at_64() -> list[Run]:
     """The profile `finetune`, whose rivals were tuned, by lesion with two seeds, at 64 pixels for want of a GPU."""
-    methods = ("knn", "semi-hard", "supcon", "weighted-ce", "ce-knn", "deep-knn", "deep-knn-ft")
+    methods = ("knn", "triplet", "semi-hard", "supcon", "weighted-ce", "ce-knn", "deep-knn", "deep-knn-ft")
     given = {"split": "grouped", "image_size": 64}
     every = [(method, seed) for seed in (0, 1) for method in methods]
     return [make_run("skin7", method, "finetune", **TUNED | given, seed=seed) for method, seed in every]

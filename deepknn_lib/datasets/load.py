@@ -230,11 +230,10 @@ def image_folds(labels: np.ndarray) -> np.ndarray:
 
 
 def group_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Five folds stratified by class in which all images of a group share a fold: int64 (N,), 1..5.
+    """Five folds of about equal size in which all images of a group share a fold: int64 (N,), 1..5.
 
-    The groups with the most uneven class counts come first; each goes to the fold that leaves the classes spread most
-    evenly. These are the folds of scikit-learn's StratifiedGroupKFold up to its version 1.7. It changed them then, but
-    the same data must give the same split on every machine.
+    These are the folds of scikit-learn's StratifiedGroupKFold up to its version 1.7, on which our results rest. It
+    shuffles the class counts of the groups and not the groups, so that the classes are spread no better than by chance.
     """
     sizes, (names, group_of) = np.bincount(labels).clip(1), np.unique(groups, return_inverse=True)
     counts, held = np.zeros((len(names), len(sizes))), np.zeros((N_FOLDS, len(sizes)))

@@ -36,8 +36,7 @@ def _rows(result: Result, votes: tuple[int, ...]) -> Iterator[dict]:
     loss = METHODS[trained.method].loss
     about = {name: getattr(run, name) for name in KEYS}
     about |= {name: getattr(trained, name) if loss in losses else None for name, losses in _READ_BY.items()}
-    if trained.soft:
-        about["margin"] = None
+    about["margin"] = None if trained.soft else about["margin"]
     sizes = {f"n_{part}": len(result.arrays[f"{part}_labels"]) for part in ("train", "test")}
     origin = {name: record[name] for name in ("collapsed", "seconds", "device", "versions", "commit")}
     for k_predict in votes or result.votes:
