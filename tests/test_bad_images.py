@@ -78,7 +78,8 @@ HOUNSFIELD = RESCALED | {"WindowCenter": ["40", "9"], "WindowWidth": ["400", "9"
 WINDOWED = np.clip((TWELVE * 2.0 - 1024 - 39.5) / 399 + 0.5, 0, 1) * 255  # DICOM PS3.3 C.11.2.1.2
 DICOM = {
     "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
-    "colours": (NOISE, {}, NOISE), "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
+    "colours, without window": (NOISE, {"WindowCenter": "40", "WindowWidth": "9"}, NOISE),
+    "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
     "signed": (SIGNED, {"bits": 16}, (SIGNED.astype(float) + 32768) / 257),
     "window, inverted": (TWELVE, HOUNSFIELD | {"PhotometricInterpretation": "MONOCHROME1"}, 255 - WINDOWED),
 }  # fmt: skip

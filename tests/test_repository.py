@@ -18,7 +18,7 @@ from deepknn_lib.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 # 3,200 lines are wanted; today's features, written plainly, take so many. It may come down only.
-LINES = {"library": 4996, "method": 600, "README": 150}
+LINES = {"library": 4996, "method": 600, "tests": 4200, "README": 150}
 ROOMS = {"storage": 0, "method": 1, "datasets": 1, "study": 2, "cli": 3}  # a room imports lower ones only
 READ_TO_TRUST = ("losses", "neighbors", "sampling", "training", "metrics")
 HEAVY = "torchvision timm sklearn scipy pandas matplotlib umap papermill IPython PIL pooch joblib pydicom"
@@ -64,6 +64,7 @@ def test_library_and_readme_keep_their_budgets():
     lines = {name: len(text_of(path).splitlines()) for name, path in LIBRARY.items()}
     assert sum(lines.values()) <= LINES["library"]
     assert sum(lines[f"deepknn_lib.{name}"] for name in READ_TO_TRUST) <= LINES["method"]
+    assert sum(len(text_of(path).splitlines()) for path in files("tests/*.py")) <= LINES["tests"]
     assert len(text_of(ROOT / "README.md").splitlines()) <= LINES["README"]
     assert {"./run_all.sh", "./run_tests.sh"} <= {line.split()[0] for line in commands(ROOT / "README.md")}
 
