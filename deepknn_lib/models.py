@@ -167,6 +167,8 @@ def _file_name(name: str, weights: str) -> str:
 
 def _load(backbone: nn.Module, name: str, weights: str) -> None:
     path = weights_file(name, weights)
+    if name in SMALL_BACKBONES and not weights.endswith(".safetensors"):
+        raise ValueError(f"{name} has no pretrained weights: leave them out, or name a .safetensors file")
     if path is None:
         backbone.load_state_dict(_downloaded(name, weights))
         return
@@ -189,8 +191,6 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
 def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
     import timm
 
-    if name in SMALL_BACKBONES:
-        raise ValueError(f"{name} has no pretrained weights: leave them out, or name a .safetensors file")
     tag = _IMAGENET.get(name) if weights == "imagenet" else weights
     try:
         source = timm.create_model(f"{name}.{tag}" if tag else name, pretrained=True, num_classes=0)
@@ -213,8 +213,6 @@ def _stored(path: Path, name: str) -> dict[str, Tensor]:
 
 def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
     """One of `SMALL_BACKBONES`, or the MLP; and its D."""
-    import timm
-
     layers = []
     if name == "mlp":
         # "Three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice.
@@ -230,6 +228,8 @@ def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), *[nn.MaxPool2d(2)] * pool]
             layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 128
+    import timm
+
     if name == "small-densenet":
         dense = timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
         dense.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels one is left there

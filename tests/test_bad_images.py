@@ -43,7 +43,7 @@ def tiff(values, bits=12):
 
 RNG = np.random.default_rng(0)
 NOISE, ALPHA = RNG.integers(0, 256, (30, 40, 3), np.uint8), np.tile(np.uint8([0, 255, 100, 200]), (30, 10))
-CLEAR = Image.fromarray(np.dstack([NOISE[..., 0], ALPHA]))
+CLEAR, SHADED = (Image.fromarray(np.dstack([part, ALPHA])) for part in (NOISE[..., 0], NOISE))
 OVER_WHITE = NOISE[..., :1] * (ALPHA / 255)[..., None] + 255 - ALPHA[..., None]
 BLOCKS = RNG.integers(0, 256, (2, 3, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)  # JPEG keeps flat blocks
 DEEP = np.array([0, 128, 129, 255, 256, 32768, 65535, *RNG.integers(0, 65536, 41)], np.uint16).reshape(6, 8)
@@ -58,6 +58,8 @@ TURNED[274] = 6
 # what is saved (or its bytes), under which name and options; the pixels that are wanted; by how much they may differ
 GOOD = {
     "alpha": (CLEAR, "a.png", {}, OVER_WHITE, 1), "profile, broken EXIF": (COLOURED, "a.png", IGNORED, NOISE, 0),
+    "colours and alpha": (SHADED, "a.png", {}, NOISE * (ALPHA / 255)[..., None] + 255 - ALPHA[..., None], 1),
+    "CMYK": (Image.new("CMYK", (16, 16), (40, 90, 10, 60)), "a.jpg", {"quality": 100}, [164.4, 126.2, 187.4], 3),
     "key": (COLOURED, "a.png", {"transparency": KEY}, np.where((NOISE == KEY).all(-1)[..., None], 255, NOISE), 0),
     "big end first": (Image.frombytes("I;16B", (8, 6), DEEP.astype(">u2").tobytes()), "a.tif", {}, SIXTEEN, 0),
     "12 bits as the upper of 16": (png(LOW * 16, bits=12), "a.png", {}, LOW[..., None] * 16 / 257, 0.51),

@@ -139,6 +139,8 @@ def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, mon
     known = [(Path(r["name"]).name, r["checksum"].removeprefix("md5:")) for r in CATALOG["mnist"].remotes]
     monkeypatch.setattr("torchvision.datasets.MNIST.resources", known)
     monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])  # none of its own
+    server.plan = [{"status": 404}] * 4
+    refused("404.*By hand: put the four .gz files", download, "mnist", error=FileNotFoundError)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", mock.Mock(side_effect=OSError(28, "No space left on device")))
         said = "cannot write to .*mnist .No space left on device.: make room .*, or name another"
@@ -157,6 +159,13 @@ def zipped(*members):
         for member in members:
             archive.writestr(*member)
     return file.getvalue()
+
+
+def test_unpacking_leaves_what_is_there(tmp_path):
+    put(tmp_path / "to" / "a", "mine")
+    put(tmp_path / "set.zip", zipped(("a", b"theirs"), ("b", b"1")))
+    module.unpack(tmp_path / "set.zip", tmp_path / "to")
+    assert (tmp_path / "to" / "a").read_text() == "mine" and left(tmp_path / "to") == ["a", "b"]
 
 
 FLIPPED = bytearray(WHOLE := zipped(("a/good", b"1"), ("a/bad", BODY)))

@@ -130,7 +130,7 @@ def test_a_run_that_fails_leaves_the_others_going_and_is_named(data, tmp_path, c
 
 
 KNN, FROM_CE, CE = (f"runs/digits-{name}-*" for name in ("knn", "deep-knn-ft", "weighted-ce"))
-# What is damaged and how; and a run that is gone besides, so that what is damaged is needed.
+# What is damaged and how; and a run that is gone besides, so that what is damaged is needed ("nothing" fits none).
 DAMAGES = {
     "half of run.json": (f"{KNN}/run.json", lambda text: text[: len(text) // 2], "nothing"),
     "another smallest class": (f"{KNN}/run.json", lambda t: t.replace(b'"smallest": ', b'"smallest": 1'), "nothing"),
@@ -147,7 +147,8 @@ def test_what_is_not_whole_is_named_set_aside_and_made_again(again, capsys, recw
     asked = [found["knn"].run, found["deep-knn-ft"].run]
     for folder in [*data.glob(gone)]:
         shutil.rmtree(folder)
-        Path(f"{folder}.checkpoint.pt").touch()
+        if pattern.endswith(".pt"):
+            Path(f"{folder}.checkpoint.pt").touch()
     (path,) = data.glob(pattern)
     path.write_bytes(change(path.read_bytes()))
     made = experiments.execute_all(asked, "cpu", 1)
@@ -204,6 +205,7 @@ def test_a_full_disk_is_named_and_nothing_remains(tmp_path):
     ("run --method deep-knn --k-predict 0", "k_predict must be at least 1"),
     ("run --method deep-nn", "unknown method 'deep-nn', did you mean deep-knn"),
     ("run --method knn --backbone resnet81", "unknown backbone 'resnet81'"),
+    ("run --method knn --out {}/file/out", "cannot write to {}/file/out"),
     ("grid --splits both", "unknown split 'both'"),
     ("grid --profile smok", "unknown profile 'smok', did you mean smoke"),
     ("grid --jobs 0", "jobs must be at least 1"),

@@ -93,7 +93,9 @@ def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(shown, tmp
         notebook._session = session._replace(profile=profile)
         notebook.answer("It is 3.", "t u", of=of)
     notebook.show_text("Skin-7 has lesions.\n\n**By lesion** is another.\n\n```\ndata = 'lesions'\n```")
-    assert session.splits == ("paper", "grouped")[1 - grouped :]  # Without groups the two are one.
+    assert session.splits == (
+        ("paper", "grouped") if grouped else ("grouped",)
+    )  # Without groups the two are one.
     assert axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
     assert shown == [
         f"> **{notebook.SMOKE}**",
@@ -115,9 +117,25 @@ def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
         notebook.start(seeds="0,a")
 
 
+def code_of(notebook):
+    cells = json.loads((repository() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))[
+        "cells"
+    ]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("profile", ["demo", "finetune", "paper"])
+def test_notebook_04_shows_the_trials_of_each_profile(shown, profile):
+    imports, parameters, start, runs, *others = code_of("04_train_and_compare")
+    at = next(n for n, source in enumerate(others) if source.startswith("RESULTS ="))
+    names = {}
+    for source in [imports, parameters, f"profile = {profile!r}", start, runs, *others[at : at + 2]]:
+        exec(source, names)
+    assert len(names["shown"]) >= 3 and names["shown"]["trials"].min() >= 3
+
+
 def test_notebook_11_draws_both_intervals_and_the_papers_difference_in_the_line_of_its_comparison(shown):
-    cells = json.loads((repository() / "notebooks" / "11_tables.ipynb").read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = code_of("11_tables")
     end = next(n for n, source in enumerate(code) if source.startswith("def draw_forest"))
     exec("\n".join(code[: end + 1]), names := {})
     acc, mcr, _ = names["draw_forest"]().axes

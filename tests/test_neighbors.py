@@ -92,6 +92,7 @@ def test_memory_is_bounded_by_the_chunk():
     (nearest_neighbors, ONES, ONES, {"k": 4, "exclude_self": True}, "1 <= k <= 3"),
     (nearest_neighbors, ONES[:3], ONES, {"k": 1, "exclude_self": True}, "queries to be the gallery"),
     (nearest_neighbors, ONES, torch.tensor([[1, 2], [1, math.inf]]), {"k": 1}, "not finite"),
+    (nearest_neighbors, ONES * math.nan, ONES, {"k": 1}, "not finite"),
     (majority_vote, torch.zeros(2, 0).long(), torch.zeros(2, 0), {"n_classes": 3}, "K_p"),
     (majority_vote, torch.tensor([[0, -1]]), torch.zeros(1, 2), {"n_classes": 3}, r"0\.\.2"),
     (deep_knn_loss, torch.ones(4, 2, 1, 1), LABELS, {}, "flatten"),

@@ -24,6 +24,11 @@ def pair(results):
     return [tables.select(results, method=method) for method in ("deep-knn", "weighted-ce")]
 
 
+def test_a_run_learnt_if_it_is_a_point_better_than_calling_all_the_largest_class():
+    ends = [replace(result("triplet"), history=[{"train_acc": accuracy}]) for accuracy in (50.9, 51.1)]
+    assert [end.learnt for end in ends] == [False, True]
+
+
 def test_rows_have_the_columns_of_the_committed_ones_and_a_vote_that_was_asked_for_beside_the_usual():
     asked = [result("deep-knn", k=3, k_predict=3)]
     rows, committed = tables.results_table(asked), repository() / "data" / "results" / "skin7_paper_runs.csv"

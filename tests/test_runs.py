@@ -12,6 +12,11 @@ def lesions(method="deep-knn", **changes):
     return make_run("lesions", method, **changes)
 
 
+def test_the_training_settings_of_a_run_are_its_own():
+    config = lesions("deep-knn-global", margin=0.3, k=3).config
+    assert (config.loss, config.search_every, config.margin, config.k) == ("deep-knn", 20, 0.3, 3)
+
+
 def test_the_key_is_the_same_on_every_machine_and_changes_with_every_setting_of_the_training():
     run = lesions()
     assert Run().key == "lesions-deep-knn-paper-s0-cef2e0dcb6c7"

@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 
-from deepknn_lib.datasets import CATALOG, synthetic
+from deepknn_lib.datasets import CATALOG, load, synthetic
 
 LABELS, IDS, GROUPS = synthetic.describe()
 SHA256 = "19f0ef9dc7f572ffbd245ccb2acac90b86f346a3e34f9def05e52d3394c494c4"
@@ -15,6 +15,8 @@ def test_every_byte_is_the_same_on_every_machine():
     images = np.concatenate(list(synthetic.draw(16)))
     parts = (images.tobytes(), LABELS.tobytes(), "\n".join(IDS).encode(), "\n".join(GROUPS).encode())
     assert hashlib.sha256(b"".join(parts)).hexdigest() == SHA256
+    folds = np.append(load.image_folds(LABELS), load.group_folds(LABELS, GROUPS))
+    assert hashlib.sha256(folds.tobytes()).hexdigest()[:12] == "340f3ade165d"
 
 
 def test_classes_have_skin7s_proportions_and_some_views_of_a_lesion_are_nearly_the_same():
