@@ -187,6 +187,10 @@ def test_decoding_happens_once_and_in_order_also_for_two_at_a_time(data, monkeyp
             numbers = found.images[:, 1, 5, 5].astype(int) * 256 + found.images[:, 2, 9, 2]
             assert [f"{'ab'[n // 300]}/{n}.png" for n in numbers] == found.ids.tolist()
     assert len(opened) == 600
+    (made,) = (data / "cache").glob("*.uint8")
+    made.rename(made.with_name(f".{made.name}.{'0' * 32}.tmp.uint8"))  # as a killed process leaves it
+    load_dataset(name, "paper", 1, 16)
+    assert sorted((data / "cache").iterdir()) == [made.with_name(f".{made.name}.lock"), made]
 
 
 def test_deep_greys_are_scaled_by_the_bits_that_their_set_uses(data):

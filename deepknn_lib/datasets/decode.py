@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import claim, data_dir, digest, set_aside, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, set_aside, sweep, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 DEEP = "FI"  # the first letter of Pillow's modes of more than 8 bits
@@ -197,6 +197,7 @@ def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     if not whole():
         with claim(path):
             if not whole():  # Another process may have made it meanwhile.
+                sweep(0, f"cache/.{path.name}")  # of a process that was killed, as the claim is ours
                 _make(path, index, entry.name, shape, interpolation)
     return np.memmap(path, np.uint8, "r", shape=shape)
 

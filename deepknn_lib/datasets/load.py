@@ -75,8 +75,7 @@ def load_dataset(name, split="paper", fold=1, image_size=48, interpolation="bili
     rows = pd.DataFrame({"image": index.ids, "group": index.groups, "class": kinds, "test_fold": folds})
     write_csv(rows, data_dir() / "splits" / f"{entry.file_name}-{split}.csv")
     info = {key: getattr(entry, key) for key in ("title", "synthetic", "licence", "citation")}
-    info |= {"split": split, "fold": fold, "unit": index.unit}
-    info["smallest"] = int(np.bincount(index.labels).argmin())
+    info |= dict(split=split, fold=fold, unit=index.unit, smallest=int(np.bincount(index.labels).argmin()))
     if len(index.class_names) < entry.n_classes:
         info["title"] += f", {len(index.class_names)} of its {entry.n_classes} classes"
     train, test = everything.take((folds != fold) & (folds >= 0)), everything.take(folds == fold)
