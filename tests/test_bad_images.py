@@ -177,10 +177,10 @@ def test_too_little_memory_and_a_full_disk_are_not_the_files_fault(data, monkeyp
 
 
 def test_decoding_happens_once_and_in_order_also_for_two_at_a_time(data, monkeypatch):
-    name, opened = f"folder:{data / 'many'}", []
+    name, opened = f"folder:{data / 'many [2]'}", []
     for n in range(600):  # more than a block; some take longer
         pixels = np.full((700, 700, 3) if n % 90 == 0 else (8, 8, 3), (0, n // 256, n % 256), np.uint8)
-        put(data / "many" / "ab"[n // 300] / f"{n}.png", pixels)
+        put(data / "many [2]" / "ab"[n // 300] / f"{n}.png", pixels)
     monkeypatch.setattr(decode, "open_image", lambda *how: opened.append(how) or open_image(*how))
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda _: load_dataset(name, "paper", 1, 16).train, range(2)):

@@ -1,9 +1,8 @@
 """Figures and notebooks: what is drawn where, readable colours, what is written, and the words of a reader's images."""
 
-import json
-
 import matplotlib
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,9 +92,8 @@ def test_a_report_on_ones_own_images_has_their_words_and_no_other_set(shown, tmp
         notebook._session = session._replace(profile=profile)
         notebook.answer("It is 3.", "t u", of=of)
     notebook.show_text("Skin-7 has lesions.\n\n**By lesion** is another.\n\n```\ndata = 'lesions'\n```")
-    assert session.splits == (
-        ("paper", "grouped") if grouped else ("grouped",)
-    )  # Without groups the two are one.
+    splits = ("paper", "grouped") if grouped else ("grouped",)  # Without groups the two are one.
+    assert session.splits == splits
     assert axis.get_title() == f"split {split}" and not [*figures_dir().rglob("g.*")]
     assert shown == [
         f"> **{notebook.SMOKE}**",
@@ -118,10 +116,8 @@ def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
 
 
 def code_of(notebook):
-    cells = json.loads((repository() / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))[
-        "cells"
-    ]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    cells = nbformat.read(repository() / "notebooks" / f"{notebook}.ipynb", 4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 @pytest.mark.parametrize("profile", ["demo", "finetune", "paper"])

@@ -197,7 +197,7 @@ def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     if not whole():
         with claim(path):
             if not whole():  # Another process may have made it meanwhile.
-                sweep(0, f"cache/.{path.name}")  # of a process that was killed, as the claim is ours
+                sweep(0, f"cache/.*-{size}-{interpolation}-{key}.uint8")  # of killed processes
                 _make(path, index, entry.name, shape, interpolation)
     return np.memmap(path, np.uint8, "r", shape=shape)
 
