@@ -24,22 +24,15 @@ def random_crop_flip(images: Tensor, crop: int, generator: torch.Generator) -> T
     generator is on the CPU, so that a seed draws the same crops whatever the device.
     """
     _check_crop(images, crop)
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     top = torch.randint(height - crop + 1, (n, 1), generator=generator)
     left = torch.randint(width - crop + 1, (n, 1), generator=generator)
     flip = torch.rand(n, 1, generator=generator) < 0.5
-    if images.device.type == "cpu":  # image by image: several times faster here than gathering pixels
-        tiles = images.new_empty(n, channels, crop, crop)
-        corners = torch.cat([top, left, flip], 1).tolist()
-        for image, tile, (y, x, turned) in zip(images, tiles, corners, strict=True):
-            cut = image[:, y : y + crop, x : x + crop]
-            tile.copy_(cut.flip(2) if turned else cut)
-        return tiles
-    span = torch.arange(crop)
-    rows = (top + span).to(images.device)[:, None, :, None]
-    columns = (left + torch.where(flip, crop - 1 - span, span)).to(images.device)[:, None, None, :]
-    index, channel = (torch.arange(size, device=images.device) for size in (n, channels))
-    return images[index[:, None, None, None], channel[:, None, None], rows, columns]
+    tiles = []
+    for image, (y, x, turned) in zip(images, torch.cat([top, left, flip], 1).tolist(), strict=True):
+        tile = image[:, y : y + crop, x : x + crop]
+        tiles.append(tile.flip(2) if turned else tile)
+    return torch.stack(tiles)
 
 
 def center_crop(images: Tensor, crop: int) -> Tensor:
