@@ -38,8 +38,9 @@ def repository() -> Path:
 
 @contextlib.contextmanager
 def room_for(what: Path) -> Iterator[None]:
-    """Make the error of a disk that is full, or may not be written to, an OSError that says what to do."""
+    """Make the folder that `what` lies in; the OSError of a disk that is full or read-only says what to do."""
     try:
+        what.parent.mkdir(parents=True, exist_ok=True)
         yield
     except Exception as error:
         told, number = str(getattr(error, "strerror", None) or error), getattr(error, "errno", errno.ENOSPC)
@@ -61,7 +62,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:
         with room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             if temporary.is_file():
                 with open(temporary, "rb") as file:
@@ -80,7 +80,6 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; name a file")
     with room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
 
 
@@ -96,7 +95,6 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
 
     lock, mine = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False), True
     with room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=wait)
         except Timeout:

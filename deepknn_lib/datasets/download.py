@@ -23,14 +23,12 @@ def download(name: str) -> Path:
     if not entry.remotes:
         what = f"{name} cannot be downloaded by a program. {entry.by_hand}"
         raise ValueError(what if entry.page and entry.wanted else f"{name} needs no download")
-    with room_for(root := entry.root):
-        root.mkdir(parents=True, exist_ok=True)
-        with claim(root / "download"):
-            for remote in entry.remotes:
-                if not (root / (remote["made"] or remote["name"])).exists():
-                    fetch(remote["url"], root / remote["name"], remote["checksum"], entry.by_hand)
-                    if remote["name"].endswith(".zip"):
-                        unpack(root / remote["name"], root)
+    with room_for(root := entry.root), claim(root / "download"):
+        for remote in entry.remotes:
+            if not (root / (remote["made"] or remote["name"])).exists():
+                fetch(remote["url"], root / remote["name"], remote["checksum"], entry.by_hand)
+                if remote["name"].endswith(".zip"):
+                    unpack(root / remote["name"], root)
     index_of(entry)  # Torchvision unpacks its sets when they are first read.
     return place(entry)
 

@@ -78,7 +78,8 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     split the fold that tests on each row, int64 (N,).
     """
     ids, names, groups = index.ids, np.array(index.class_names)[index.labels], index.groups
-    looks = each(index, 48, _look, "verifying")
+    count, largest, white = deep_greys(index.files)
+    looks = each(index, 48, _look, "verifying", white)
     looks = [(look, *[None] * 6) if isinstance(look, str) else look for look in looks]
     looks = pd.DataFrame(looks, ids, columns=LOOKS)
     tiny, plain = ids[looks["shorter side"] < 8], ids[looks["constant"] == 1]
@@ -95,7 +96,6 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
     }
     found = [*load.flaws(index, folds)]
     found += [Finding(*kind, item, "", detail) for kind, of in told.items() for item, detail in of.items()]
-    count, largest, white = deep_greys(index.files)
     if white < 65535:
         used = f"{count} images of 16 bits use values up to {largest}; {white} is shown as white"
         found.append(Finding("note", "range of values", detail=used))
