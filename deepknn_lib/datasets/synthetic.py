@@ -21,8 +21,6 @@ LOOKS_FILE = Path(__file__).with_name("looks.json")
 _TABLE = json.loads(LOOKS_FILE.read_text(encoding="utf-8"))
 _CLASSES, SEED = _TABLE["classes"], 79  # With this seed there are 2,228 lesions, a share as in HAM10000.
 CLASS_NAMES = tuple(_CLASSES)
-CLASS_LONG_NAMES = {name: about["long_name"] for name, about in _CLASSES.items()}
-LOOKS = {name: [SimpleNamespace(**look) for look in about["looks"]] for name, about in _CLASSES.items()}
 VIEW_SHARES = (0.738, 0.190, 0.066, 0.006)  # lesions with 1, 2, 3, 4 images, about as in HAM10000
 TWINS = 0.1  # share of further photographs that repeat the first one's camera and differ by noise only
 AMBIGUOUS = 0.30  # share of lesions drawn part of the way towards a look of a confusable class
