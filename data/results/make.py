@@ -6,9 +6,9 @@ to be there (`python -m deepknn_lib verify skin7`, `chestxray3`, `sd198`), and D
 `resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. The tables of trials are made by `trials.py`.
 """
 
-import argparse
 import json
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, make_scorer
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -29,9 +30,8 @@ from deepknn_lib.storage import write_csv
 from deepknn_lib.study import claims, experiments, results
 from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
 
-PAIRS, LADDER, COUNTED, AT_64 = json.loads(
-    Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
-).values()
+GIVEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+TABLES, PAIRS, LADDER, COUNTED, AT_64 = GIVEN.values()
 COMPARED = (*TABLE2, "triplet-ft")
 SPLITS = {"skin7": ("paper", "grouped"), "chestxray3": ("paper", "grouped"), "sd198": ("paper",)}
 FROZEN = {"backbone": "resnet50", "weights": "pqf", "image_size": 256}
@@ -99,17 +99,13 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
     """Each table: what makes it of results, and the studies that the results come from."""
     found = {"datasets": (counts, ["datasets"]), "skin7_leak": (leak, ["skin7_leak"])}
     found["skin7_logistic"] = logistic, ["skin7_logistic"]
-    known = [name for name in studies() if name not in found]
-    for name in known:
-        found[f"{name}_runs"] = partial(rows, every_vote=name.endswith(("_sweeps", "_finetune"))), [name]
-        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_128", "_64")):
-            found[f"{name}_history"] = results.history_table, [name]
-        if name.endswith(("_demo", "_finetune", "_table3", "_paper", "_64")):
-            found[f"{name}_differences"] = differences, [name]
-        if name.endswith(("_paper", "_64")):
-            found[f"{name}_evidence"] = evidence, [name]
-            found[f"{name}_predictions"] = results.predictions_table, [name]
-    compared = [name for name in known if not name.endswith(("_ladder", "_paper", "_128", "_64"))]
+    makers = {"history": results.history_table, "differences": differences}
+    makers |= {"evidence": evidence, "predictions": results.predictions_table}
+    kinds = {name: name.partition("_")[2] for name in studies() if name not in found}
+    for name, kind in kinds.items():
+        found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "finetune")), [name]
+        found |= {f"{name}_{table}": (makers[table], [name]) for table in TABLES.get(kind, ())}
+    compared = [name for name, kind in kinds.items() if kind not in ("ladder", "paper", "128", "64")]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
     return found
@@ -153,16 +149,13 @@ def leak(found: Results) -> pd.DataFrame:
     distances, near = nearest_neighbors(*parts, 5 + int(most))
     own = torch.from_numpy(arrays["train_groups"][near.numpy()] == arrays["test_groups"][:, None])
     last = own.int().argsort(dim=1, stable=True)  # The images of the own lesion go behind all others.
-    labels, distances = (
-        torch.from_numpy(arrays["train_labels"])[near.gather(1, last)],
-        distances.gather(1, last),
-    )
+    distances, near = distances.gather(1, last), near.gather(1, last)
+    labels = torch.from_numpy(arrays["train_labels"])[near]
     n_classes = len(result.record["class_names"])
     votes = {k: majority_vote(labels[:, :k], distances[:, :k], n_classes).numpy() for k in (1, 5)}
     without = replace(result, _predicted=votes)
-    about = {
-        name: getattr(result.run, name) for name in ("dataset", "method", "backbone", "weights", "image_size")
-    }
+    names = ("dataset", "method", "backbone", "weights", "image_size")
+    about = {name: getattr(result.run, name) for name in names}
     about |= {"seeds": 1, "k_predict": 0, "measure": "with - without twins, by image"}
     tables = [results.paired([result], [without], k, k).assign(**about | {"k_predict": k}) for k in votes]
     return pd.concat(tables)[[*about, "score", "difference", "low", "high"]]
@@ -174,33 +167,30 @@ def logistic(found: Results) -> pd.DataFrame:
     Of eight trials, four penalties and classes weighted or not, the best mean of Acc and MCR on a fifth of the training
     part is taken: groups stay together, and no test image has a part in it.
     """
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    tried = {"logisticregression__C": [0.001, 0.01, 0.1, 1.0]}
+    tried["logisticregression__class_weight"] = [None, "balanced"]
     table = []
     for result in found:
-        run, smallest, names = result.run, result.record["smallest"], result.record["class_names"]
-        features, labels, groups = (
-            result.arrays[f"train_{name}"] for name in ("features", "labels", "groups")
-        )
-        fitted, judged = next(
-            StratifiedGroupKFold(5, shuffle=True, random_state=0).split(features, labels, groups)
-        )
-        trials = {}
-        for penalty in (0.001, 0.01, 0.1, 1.0):
-            for weights in (None, "balanced"):
-                options = {"C": penalty, "class_weight": weights, "max_iter": 1000}
-                model = make_pipeline(StandardScaler(), LogisticRegression(**options))
-                predicted = model.fit(features[fitted], labels[fitted]).predict(features[judged])
-                scores = metrics.scores(labels[judged], predicted, len(names), smallest)
-                trials[scores["acc"] + scores["mcr"]] = model, penalty, weights
-        model, penalty, weights = trials[max(trials)]
-        predicted = model.fit(features, labels).predict(result.arrays["test_features"])
-        scores = metrics.scores(result.arrays["test_labels"], predicted, len(names), smallest)
-        about = {
-            name: getattr(run, name) for name in ("dataset", "split", "backbone", "weights", "image_size")
-        }
-        about |= {"C": penalty, "class_weight": weights or "none"} | scores | {"commit": experiments.commit()}
+        arrays, record = result.arrays, result.record
+        features, labels, groups = (arrays[f"train_{name}"] for name in ("features", "labels", "groups"))
+        fold = next(StratifiedGroupKFold(5, shuffle=True, random_state=0).split(features, labels, groups))
+        search = GridSearchCV(model, tried, scoring=make_scorer(acc_and_mcr), cv=[fold])
+        predicted = search.fit(features, labels).predict(arrays["test_features"])
+        names = ("dataset", "split", "backbone", "weights", "image_size")
+        about = {name: getattr(result.run, name) for name in names}
+        about |= {name.split("__")[1]: value or "none" for name, value in search.best_params_.items()}
+        n_classes = len(record["class_names"])
+        about |= metrics.scores(arrays["test_labels"], predicted, n_classes, record["smallest"])
+        about["commit"] = experiments.commit()
         gap = results.paired([replace(result, _predicted={5: predicted})], [result], 5, 5)
         table += [about | row for row in gap.to_dict("records")]
     return pd.DataFrame(table)
+
+
+def acc_and_mcr(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """What a trial of `logistic` is judged by: the sum of Acc and MCR, each 0 to 1."""
+    return accuracy_score(labels, predictions) + balanced_accuracy_score(labels, predictions)
 
 
 def counts(found: list[Dataset]) -> pd.DataFrame:
@@ -216,29 +206,24 @@ def counts(found: list[Dataset]) -> pd.DataFrame:
 
 def main(argv: list[str] | None = None) -> int:
     """Write what can be written; 0 also where something is missing, as the output says what."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="train the runs that are missing")
-    parser.add_argument(
-        "--only", metavar="STUDY,STUDY", help=f"some of {', '.join(studies())} (default: all)"
-    )
+    names = ", ".join(studies())
+    parser.add_argument("--only", metavar="STUDY,STUDY", help=f"some of {names} (default: all)")
     parser.add_argument("--jobs", type=int, help="runs at once (default: the cores, or 1 on a GPU)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", default=Path(__file__).parent)
     arguments = parser.parse_args(argv)
     known, done = studies(), {}
     wanted = arguments.only.split(",") if arguments.only else list(known)
     if unknown := [name for name in wanted if name not in known]:
-        parser.error(f"unknown study {', '.join(unknown)}; choose of {', '.join(known)}")
+        parser.error(f"unknown study {', '.join(unknown)}; choose of {names}")
     for name in wanted:
         try:
             if arguments.train and known[name]:
                 experiments.execute_all(known[name], jobs=arguments.jobs)
             if missing := sum(not experiments.is_done(run) for run in known[name]):
-                print(
-                    f"{name}: left as it is, {missing} of its {len(known[name])} runs are missing",
-                    file=sys.stderr,
-                )
+                told = f"{missing} of its {len(known[name])} runs are missing"
+                print(f"{name}: left as it is, {told}", file=sys.stderr)
             else:
                 counted = COUNTED if name == "datasets" else ()
                 done[name] = [*experiments.execute_all(known[name]), *map(load_dataset, counted)]

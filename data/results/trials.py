@@ -7,8 +7,8 @@ DEEPKNN_WEIGHTS has to name a folder with the `pqf` weights. `earlier` is a firs
 the learning rate was halved, and here it is after 4 epochs.
 """
 
-import argparse
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,15 +20,8 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX, Run, make_run
 
 FOLDER = Path(__file__).parent
 TRIALS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-CHOSEN = (
-    "lr",
-    "margin",
-    "soft",
-    "class_power",
-    "warmup",
-    "normalize",
-    "sampling",
-)  # the settings that are tried
+# The settings that are tried
+CHOSEN = ("lr", "margin", "soft", "class_power", "warmup", "normalize", "sampling")
 
 
 def trials(dataset: str, profile: str, method: str, **changes) -> list[Run]:
@@ -43,10 +36,8 @@ def trials(dataset: str, profile: str, method: str, **changes) -> list[Run]:
     if METHODS[method].loss == "weighted-ce":
         shared |= {"normalize": "none", "sampling": "random"}
     shared |= search["on features" if METHODS[method].on_features else "all"]
-    named = search.get("profile", profile)
-    return [
-        make_run(dataset, method, named, **(shared | trial | changes)) for trial in search["trials"][method]
-    ]
+    settings = [shared | trial | changes for trial in search["trials"][method]]
+    return [make_run(dataset, method, search.get("profile", profile), **one) for one in settings]
 
 
 def scored(rows: pd.DataFrame) -> pd.DataFrame:
@@ -58,9 +49,8 @@ def scored(rows: pd.DataFrame) -> pd.DataFrame:
     votes = [SOFTMAX if METHODS[method].loss == "weighted-ce" else 5 for method in rows["method"]]
     judged = rows[(rows["evaluate_on"] == "validation") & (rows["k_predict"] == votes)]
     search = ["dataset", "backbone", "weights", "method"]
-    settings = [
-        f.name for f in fields(Run) if f.name in judged and f.name not in (*search, "seed", "k_predict")
-    ]
+    others = (*search, "seed", "k_predict")
+    settings = [f.name for f in fields(Run) if f.name in judged and f.name not in others]
     over_seeds = judged.groupby([*search, *settings], sort=False, dropna=False)
     counts = {"seeds": over_seeds.size(), "collapsed": over_seeds["collapsed"].sum()}
     means = over_seeds[["acc", "mcr"]].mean().assign(**counts).reset_index()
@@ -77,15 +67,11 @@ def best(rows: pd.DataFrame) -> pd.DataFrame:
 
 def main(argv: list[str] | None = None) -> int:
     """Run trials, add them to the table, print the chosen ones."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="skin7")
     parser.add_argument("--profile", choices=TRIALS, default="demo")
     parser.add_argument("--methods", metavar="A,B", help="default: all that have trials")
-    parser.add_argument(
-        "--seeds", default="0", metavar="0,1,2", help="default: 0; those of the MLPs had 0,1,2"
-    )
+    parser.add_argument("--seeds", default="0", metavar="0,1,2", help="default: 0; the MLPs had 0,1,2")
     parser.add_argument("--backbone", help="in place of the profile's, like the two that follow")
     parser.add_argument("--weights")
     parser.add_argument("--image-size", type=int)
