@@ -24,10 +24,9 @@ def folder(tmp_path_factory):
     root, lesions = tmp_path_factory.mktemp("jpegs"), load_dataset("lesions", image_size=SIZE).train
     for number, label in enumerate(lesions.labels[:COUNT]):
         image = Image.fromarray(lesions.images[number].transpose(1, 2, 0))
-        (root / f"class{label}").mkdir(exist_ok=True)
-        image.resize((600, 450), Image.Resampling.BICUBIC).save(
-            root / f"class{label}" / f"{number}.jpg", quality=90
-        )
+        path = root / f"class{label}" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        image.resize((600, 450), Image.Resampling.BICUBIC).save(path, quality=90)
     return root
 
 

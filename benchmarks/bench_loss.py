@@ -25,12 +25,9 @@ def pytorch_metric_learning(features, labels):
     loss = losses.TripletMarginLoss(0.2, distance=euclidean, reducer=reducers.MeanReducer())
     near = batch_neighbors(features, labels, K, M)
     anchor = torch.arange(len(labels)).repeat_interleave(K * M)
-    triplets = (
-        anchor,
-        near.positive.repeat_interleave(M, dim=1).flatten(),
-        near.negative.repeat(1, K).flatten(),
-    )
-    return lambda: loss(features, labels, indices_tuple=triplets)
+    positive = near.positive.repeat_interleave(M, dim=1).flatten()
+    negative = near.negative.repeat(1, K).flatten()
+    return lambda: loss(features, labels, indices_tuple=(anchor, positive, negative))
 
 
 @pytest.mark.parametrize("width", [128, 512, 2048])
