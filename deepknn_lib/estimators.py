@@ -154,7 +154,15 @@ class NCAClassifier(KNNClassifier):
     _least = {"n_neighbors": 1, "n_components": 1, "max_samples": 1, "max_iter": 1, "tol": 0}
 
     def _learn(self, inputs: Tensor, labels: Tensor, on_epoch) -> dict[str, Tensor]:
-        mean, axes = self._principal_axes(inputs, labels)
+        size = min(self.n_components or inputs.shape[1], *inputs.shape)
+        pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
+        mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
+        reduced = (inputs - mean) @ axes.T
+        near = whole_set_neighbors(reduced, labels, 1, 1)
+        gaps = (reduced - reduced[near.positive[:, 0]]).square().sum(1)[near.positive_valid[:, 0]]
+        gaps = gaps[gaps > 0]
+        if len(gaps):  # The median distance to the nearest row of the class becomes LMNN's margin, 1.
+            axes = axes * gaps.median().rsqrt()
         options = {"stratify": labels, "replace": False, "random_state": self.random_state}
         n = min(self.max_samples or len(labels), len(labels))
         rows = resample(torch.arange(len(labels)), n_samples=n, **options)
@@ -163,17 +171,6 @@ class NCAClassifier(KNNClassifier):
             text = f"{type(self).__name__} did not converge in max_iter={self.max_iter} iterations"
             warnings.warn(text, ConvergenceWarning, stacklevel=3)
         return {"mean": mean, "components": linear @ axes}
-
-    def _principal_axes(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and axes of PCA, so scaled that the median distance to the nearest row of the class is LMNN's margin."""
-        size = min(self.n_components or inputs.shape[1], *inputs.shape)
-        pca = PCA(size, random_state=self.random_state).fit(inputs.numpy())
-        mean, axes = torch.from_numpy(pca.mean_).float(), torch.from_numpy(pca.components_).float()
-        reduced = (inputs - mean) @ axes.T
-        near = whole_set_neighbors(reduced, labels, 1, 1)
-        gaps = (reduced - reduced[near.positive[:, 0]]).square().sum(1)[near.positive_valid[:, 0]]
-        gaps = gaps[gaps > 0]
-        return mean, axes * gaps.median().rsqrt() if len(gaps) else axes
 
     def _embed(self, inputs: Tensor) -> Tensor:
         return (inputs - self.state_["mean"]) @ self.state_["components"].T
@@ -212,7 +209,6 @@ class LMNNClassifier(NCAClassifier):
     tol: float = 1e-4
     k: int = 5
     mu: float = 0.5
-    _least = NCAClassifier._least | {"k": 1}
 
     def _fit_map(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         check_scalar(self.mu, "mu", object, min_val=0, max_val=1, include_boundaries="neither")

