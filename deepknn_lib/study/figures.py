@@ -10,18 +10,18 @@ import pandas as pd
 import seaborn as sns
 
 from deepknn_lib.study.results import SCORES, method_title
-from deepknn_lib.study.runs import SOFTMAX
+from deepknn_lib.study.runs import METHODS, SOFTMAX
 
 # Methods of Table 2 have the colours of Okabe and Ito, which colour-blind readers can tell apart.
-_STYLE = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
-COLORS = _STYLE["colors"]
+COLORS = {name: method.color for name, method in METHODS.items()}
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
 _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active terms"}
 
 
 def use_style() -> None:
     """Set the one style of every figure."""
-    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans", rc=_STYLE["rc"])
+    style = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
+    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans", rc=style)
 
 
 def in_one_point(features: np.ndarray) -> bool:

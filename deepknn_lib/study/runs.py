@@ -1,6 +1,7 @@
 """What a run is: a method on a data set with all its settings, frozen and hashable; and the grids of a comparison."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -22,32 +23,18 @@ class Method(NamedTuple):
     """
 
     title: str
-    loss: str | None
-    votes: tuple[int, ...] = (1, 5)
+    color: str
+    loss: str | None = None
+    votes: Sequence[int] = (1, 5)
     base: str | None = None
     on_features: bool = False
 
 
-METHODS = {
-    "knn": Method("kNN, frozen features", None),
-    "triplet": Method("kNN, batch-hard triplet", "triplet"),
-    "semi-hard": Method("kNN, semi-hard triplet", "semi-hard"),
-    "deep-knn": Method("deep kNN", "deep-knn"),
-    "weighted-ce": Method("weighted cross-entropy", "weighted-ce", votes=(SOFTMAX,)),
-    "ce-knn": Method("kNN, cross-entropy features", None, base="weighted-ce"),
-    "deep-knn-ft": Method("deep kNN*, from cross-entropy", "deep-knn", base="weighted-ce"),
-    "triplet-ft": Method("kNN, batch-hard triplet, from cross-entropy", "triplet", base="weighted-ce"),
-    "deep-knn-global": Method("deep kNN, whole-set search", "deep-knn"),
-    "supcon": Method("kNN, SupCon", "supcon"),
-    "proxy-anchor": Method("kNN, ProxyAnchor", "proxy-anchor"),
-    "multi-similarity": Method("kNN, MultiSimilarity", "multi-similarity"),
-    "nca-loss": Method("kNN, NCA loss", "nca-loss"),
-    "nca": Method("NCA", "nca", base="knn", on_features=True),
-    "lmnn": Method("LMNN", "lmnn", base="knn", on_features=True),
-    "mlp-triplet": Method("MLP + triplet", "triplet", base="knn", on_features=True),
-    "mlp-ce": Method("MLP + cross-entropy", "weighted-ce", (SOFTMAX, 1, 5), base="knn", on_features=True),
-    "mlp-deep-knn": Method("MLP + deep kNN", "deep-knn", base="knn", on_features=True),
-}
+def _read(name: str) -> dict[str, dict]:
+    return json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+METHODS = {name: Method(**about) for name, about in _read("methods.json").items()}
 TABLE2 = ("knn", "triplet", "deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
 TABLE3 = ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce", "mlp-deep-knn")
 TABLE4 = ("ce-knn", "deep-knn")
@@ -55,7 +42,7 @@ TABLE4 = ("ce-knn", "deep-knn")
 # Settings that a profile gives to all its methods ("all"), then to one data set, then to one method. Learning rates,
 # margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
 # (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
-PROFILES = json.loads(Path(__file__).with_name("profiles.json").read_text(encoding="utf-8"))
+PROFILES = _read("profiles.json")
 # What a run shares with the base that it starts from, where it was given: every other field is one method's own.
 _SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights")
 _SHARED += ("epochs", "lr_decay_every", "batch_size", "precision", "class_power")
@@ -155,6 +142,8 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
         settings |= {"sampling": "random", "classes_per_batch": None}
     if method == "deep-knn-global":
         settings = {"search_every": 20} | settings
+    if changes.get("classes_per_batch") and (settings | changes).get("search_every"):
+        raise ValueError(f"{method} searches for anchors of every class; give no classes_per_batch")
     if kind.base:
         known = _SHARED if kind.loss else {*names} - {"k_predict", "base"}  # Nothing is trained but the base.
         shared = {name: value for name, value in changes.items() if name in known}
