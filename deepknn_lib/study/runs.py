@@ -20,6 +20,8 @@ class Method(NamedTuple):
     """What sets a method apart; `loss` None: nothing is trained. `votes` are the values of K_p reported.
 
     `base` is the method whose network it starts from or, `on_features`, whose features it is trained on (Table 3).
+    `settings` hold under every profile: the batches of cross-entropy need no positives, and features that no training
+    searches are not normalised.
     """
 
     title: str
@@ -28,6 +30,7 @@ class Method(NamedTuple):
     votes: Sequence[int] = (1, 5)
     base: str | None = None
     on_features: bool = False
+    settings: dict[str, object] = {}
 
 
 def _read(name: str) -> dict[str, dict]:
@@ -133,15 +136,7 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     entry = check_split(dataset, changes.get("split", Run.split), changes.get("fold", Run.fold))
     dataset = f"folder:{entry.root}" if entry.kind == "folder" else dataset  # the same from any folder
     own, kind = PROFILES[profile], METHODS[method]
-    settings = own["all"] | own.get(dataset, {}) | own.get(method, {})
-    if kind.loss in (None, "weighted-ce"):  # their features are not searched in training
-        settings = {"normalize": "none"} | settings
-    if kind.on_features:
-        settings["precision"] = "float32"
-    if kind.loss == "weighted-ce":  # its batches need no positives
-        settings |= {"sampling": "random", "classes_per_batch": None}
-    if method == "deep-knn-global":
-        settings = {"search_every": 20} | settings
+    settings = own["all"] | own.get(dataset, {}) | own.get(method, {}) | kind.settings
     if changes.get("classes_per_batch") and (settings | changes).get("search_every"):
         raise ValueError(f"{method} searches for anchors of every class; give no classes_per_batch")
     if kind.base:
