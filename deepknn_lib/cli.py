@@ -78,8 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
             how = {"type": kind, "metavar": kind.__name__}
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
             group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
-    judged = lambda asked: predict.report(asked.folder, asked.images, asked.out, asked.figure)  # noqa: E731
-    add = command("predict", judged, "classify new images with a run; show their neighbours").add_argument
+    add = command("predict", predict.run, "classify new images by a run; show their neighbours").add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")
@@ -156,13 +155,12 @@ def _grid(asked: argparse.Namespace) -> int:
     every = compared + searched + counted
     found = execute_all(every, asked.device, asked.jobs, asked.cluster, failed)
     done, judged = ([result for result in part if result] for part in (found, found[: len(compared)]))
-    for path, table, of in (
-        (asked.out, results.results_table, done),
-        (asked.history, results.history_table, done),
-        (asked.predictions, results.predictions_table, judged),
-    ):
-        if path and of:
-            write_csv(table(of), path)
+    if asked.out and done:
+        write_csv(results.results_table(done), asked.out)
+    if asked.history and done:
+        write_csv(results.history_table(done), asked.history)
+    if asked.predictions and judged:
+        write_csv(results.predictions_table(judged), asked.predictions)
     for name in names:
         if of_set := results.select(judged, dataset=name):
             print(results.markdown(results.readable(results.summary(of_set))))

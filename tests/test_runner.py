@@ -17,7 +17,7 @@ from deepknn_lib.study import runner
 
 PARAMETERS = 'profile: str = ""\ndataset = "lesions"\nseeds = ""\ndevice = "auto"'
 FIGURE = """
-import json, os, pathlib, time
+import os, pathlib, time
 from IPython.display import Image as Shown, display
 from PIL import Image, PngImagePlugin
 out, about = pathlib.Path(os.environ["DEEPKNN_FIGURES"]), PngImagePlugin.PngInfo()
@@ -27,7 +27,7 @@ for key, text in {"Title": "Loss <1>", "Description": "a & b", "Comment": 'a "cu
 Image.new("RGB", (8, 8)).save(out / "my loss.png", pnginfo=about)
 (out / "tables" / "t.md").write_text("**Table 1**")
 with open(os.environ["DEEPKNN_PROGRESS"], "a") as file:
-    file.write(json.dumps({"event": "epoch", "text": "epoch 1/3"}) + "\\n")
+    file.write("epoch 1/3\\n")
 time.sleep(1)
 print(profile, dataset, os.path.basename(os.getcwd()), os.environ["DEEPKNN_DATA"])
 display(Shown(str(out / "my loss.png"), alt="a blue curve"))

@@ -1,6 +1,5 @@
 """Executing runs, or loading what was executed before: `results = execute_all(grid("lesions"))`."""
 
-import json
 import os
 import platform
 import subprocess
@@ -103,7 +102,7 @@ def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterat
         for ended in spread(partial(_train, device=device), ready):
             for text in ended.warnings:
                 if text not in told:  # that of the data comes with every run
-                    report("warning", f"{ended.entry.run.label}: {text}")
+                    report(f"{ended.entry.run.label}: {text}", warning=True)
             told.update(ended.warnings)
             if ended.value or ended.error:
                 del todo[ended.entry]
@@ -195,10 +194,10 @@ def _on_features(entry: Entry, _: torch.device) -> tuple[Result, dict[str, Tenso
 def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None) -> Network:
     """The network of a run on images as its training begins, or with the tensors that the training left."""
     run = run.trained
-    weights = "none" if run.base else run.weights  # A base gives its own.
-    options = {"n_classes": n_classes if METHODS[run.method].loss == "weighted-ce" else None}
-    options |= {"normalize": run.normalize, "seed": run.seed}
-    network = build_network(run.backbone, weights="none" if state else weights, **options)
+    weights = "none" if state or run.base else run.weights  # A base gives its own.
+    options = {"weights": weights, "normalize": run.normalize, "seed": run.seed}
+    options["n_classes"] = n_classes if METHODS[run.method].loss == "weighted-ce" else None
+    network = build_network(run.backbone, **options)
     if state:
         network.load_state_dict(state)
         network.precision = run.precision
@@ -227,16 +226,15 @@ def _tell_epoch(run: Run, row: dict) -> None:
     active = "" if np.isnan(row["active"]) else f", {row['active']:.0%} active"
     spent = row["seconds"] + row["eval_seconds"]
     text = f"{run.label}: epoch {row['epoch']}/{run.epochs}, loss {row['loss']:.3f}{active}, "
-    report("epoch", f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
+    report(f"{text}train kNN {row['train_acc']:.1f} %, {spent:.1f} s")
 
 
-def report(event: str, text: str) -> None:
-    """Tell whoever runs the notebooks; on a terminal an `epoch` goes to stderr, one line that is rewritten."""
-    path = os.environ.get("DEEPKNN_PROGRESS")
-    if path:
+def report(text: str, warning: bool = False) -> None:
+    """Tell whoever runs the notebooks; on a terminal an epoch goes to stderr, one line that is rewritten."""
+    if path := os.environ.get("DEEPKNN_PROGRESS"):
         with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "text": text}) + "\n")
-    elif event == "warning":
+            file.write(f"{text}\n")
+    elif warning:
         print(f"\nwarning: {text}", file=sys.stderr)
     elif sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ softmax and K_p is 0, that decides. An image is *far* when its last neighbour is
 run's test images, which the training did not see either: then the run knows nothing like it, whatever the votes say.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def predict(folder: Path, images: Path) -> Predictions:
     there, notes = ({"": images}, []) if images.is_file() else images_in(images)
     if not there:
         raise FileNotFoundError(f"there is no image at {images}; give an image, or a folder of images")
-    made = _each(result, [*there.values()], lambda pixels: extract_features(network, pixels))
+    made = _each(result, [*there.values()], lambda image: extract_features(network, torch.from_numpy(image)))
     bad = [why for why in made.values() if isinstance(why, str)]
     good = {path: one for path, one in made.items() if not isinstance(one, str)}
     if not good:
@@ -79,11 +80,8 @@ def _each(result: Result, files: list[Path], work: Callable) -> dict[Path, objec
     run, rows, white = result.run, np.arange(len(files)), result.record.get("white")  # earlier versions: none
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     index = Index(rows, rows, rows, (), files)
-
-    def one(image: np.ndarray) -> object:
-        return work(torch.from_numpy(resize(image[None], size, how)))
-
-    return dict(zip(files, each(index, size, one, "reading", white), strict=True))
+    made = each(index, size, lambda image: work(resize(image[None], size, how)), "reading", white)
+    return dict(zip(files, made, strict=True))
 
 
 def _judge(result: Result, network: Network, features: torch.Tensor) -> tuple[dict, str]:
@@ -121,7 +119,7 @@ def picture(found: Predictions):
         told = f"{found.result.run.dataset} has no image {min(gone)} any more"
         raise ValueError(f"{told}; a picture needs the run's images")
     k, images = ids.shape[1], [*map(Path, rows["image"])]
-    shown = _each(found.result, images, lambda pixels: pixels[0].numpy())
+    shown = _each(found.result, images, lambda image: image[0])
     figure = Figure((1.7 * (k + 1), 2.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), k + 1, squeeze=False)
     for line, (path, pixels), row in zip(axes, shown.items(), rows.to_dict("records"), strict=True):
@@ -142,19 +140,19 @@ def _tile(axis, pixels: np.ndarray, lines: list[str], color: str) -> None:
     axis.set_axis_off()
 
 
-def report(folder: Path, images: Path, out: Path | None, figure: Path | None) -> int:
-    """Print the table of `predict`, or write it to `out`, and the picture to `figure`; 1 if a file cannot be read."""
-    for path in filter(None, (out, figure)):
+def run(asked: argparse.Namespace) -> int:
+    """Do what the command `predict` asks; 1 if a file cannot be read."""
+    for path in filter(None, (asked.out, asked.figure)):
         check_writable(path)
-    if figure and figure.suffix.lower() not in PICTURES:
-        raise ValueError(f"{figure}: a picture ends with one of {', '.join(PICTURES)}")
-    found = predict(folder, images)
-    if out:
-        write_csv(found.table, out)
+    if asked.figure and asked.figure.suffix.lower() not in PICTURES:
+        raise ValueError(f"{asked.figure}: a picture ends with one of {', '.join(PICTURES)}")
+    found = predict(asked.folder, asked.images)
+    if asked.out:
+        write_csv(found.table, asked.out)
     else:
         print(found.table.to_string(index=False, float_format="{:.3g}".format))
-    if figure:
-        with whole_file(figure) as temporary:
+    if asked.figure:
+        with whole_file(asked.figure) as temporary:
             picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     for text in [*(f"warning: {text}" for text in found.bad), found.told]:
         print(text, file=sys.stderr)

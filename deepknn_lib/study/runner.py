@@ -139,8 +139,8 @@ def _tell(events: TextIO) -> None:
     """Print the epochs and warnings that the library appends to this file, until its name is gone."""
     with events:
         while os.path.exists(events.name):
-            for event in map(json.loads, events):
-                print(f"    {event['text']}\n" if "text" in event else "", end="", flush=True)
+            for line in events:
+                print(f"    {line}", end="", flush=True)
             time.sleep(0.5)
 
 

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -34,12 +33,12 @@ class Ended(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def attempt(work: Callable, entry: Entry, *more) -> Ended:
+def attempt(work: Callable, entry: Entry) -> Ended:
     """Call `work` for an entry, and keep its error and its warnings, which would end in the cell of a notebook."""
     value = failure = None
     with warnings.catch_warnings(record=True) as said:
         try:
-            value = work(entry, *more)
+            value = work(entry)
         except KINDS as error:
             failure = error
         except Exception as error:
@@ -111,8 +110,8 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         needs = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
         for entry in islice(waiting, max(2 * len(workers) - running.count(), 1)):
-            task = partial(_on_worker, work), entry, entry.base and _files(entry.base)
-            future = client.submit(_alone, *task, pure=False, resources=needs)
+            task = work, entry, entry.base and _files(entry.base)
+            future = client.submit(_on_worker, *task, pure=False, resources=needs)
             entry_of[future.key] = entry
             running.add(future)
 
@@ -129,22 +128,20 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
             submit()
 
 
-def _alone(*task) -> Ended:
-    """An attempt, while no other thread of this worker makes one: warnings are caught for all of a process."""
-    with _ONE_AT_A_TIME:
-        return attempt(*task)
-
-
-def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -> dict[str, bytes] | None:
-    """Work on an entry in the data folder of this worker, and return its files, unless another one is at it."""
+def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -> Ended:
+    """Work on an entry in the data folder of this worker; the value is its files, or None: another one is at it."""
     from distributed import get_worker
+
+    def make(entry: Entry) -> dict[str, bytes] | None:
+        content_digest.cache_clear()
+        if entry.base:
+            _put(entry.base, of_base)
+        return _files(entry) if work(entry) else None
 
     os.environ.setdefault("DEEPKNN_PROGRESS", os.devnull)
     torch.set_num_threads(get_worker().state.nthreads)
-    content_digest.cache_clear()
-    if entry.base:
-        _put(entry.base, of_base)
-    return _files(entry) if work(entry) else None
+    with _ONE_AT_A_TIME:  # Warnings are caught for all threads of a process.
+        return attempt(make, entry)
 
 
 def _files(entry: Entry) -> dict[str, bytes]:
