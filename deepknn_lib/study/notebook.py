@@ -109,24 +109,18 @@ def show_figure(figure: plt.Figure, name: str, title: str, caption: str, alt: st
     for text in figure.findobj(plt.Text):
         text.set_text(reworded(text.get_text()))
     title, caption, alt = map(reworded, (title, caption, alt))
-    path = figures_dir() / f"{name}.png"
-    small = _save_png(figure, path, {"Title": title, "Description": caption, "Comment": alt})
+    path, drawn, small, words = figures_dir() / f"{name}.png", io.BytesIO(), io.BytesIO(), PngInfo()
+    for key, text in {"Title": title, "Description": caption, "Comment": alt}.items():
+        words.add_text(key, text)
+    figure.savefig(drawn)
+    # 256 colours take a third of the room, and the notebook shows half the size.
+    with PIL.Image.open(drawn) as image, whole_file(path) as target:
+        image.convert("RGB").quantize(256).save(target, pnginfo=words)
+        image.convert("RGB").reduce(2).quantize(256).save(small, "png")
     with whole_file(path.with_suffix(".pdf")) as target:
         figure.savefig(target, metadata={"Title": title, "Subject": caption, "CreationDate": None})
-    display(Image(small, alt=alt))
+    display(Image(small.getvalue(), alt=alt))
     show_text(f"**{title}.** {caption}")
-
-
-def _save_png(figure: plt.Figure, path: Path, words: dict[str, str]) -> bytes:
-    """Write a figure with its words, in 256 colours, which take a third of the room; a page gets half the size."""
-    drawn, small, about = io.BytesIO(), io.BytesIO(), PngInfo()
-    for key, text in words.items():
-        about.add_text(key, text)
-    figure.savefig(drawn)
-    with PIL.Image.open(drawn) as image, whole_file(path) as target:
-        image.convert("RGB").quantize(256).save(target, pnginfo=about)
-        image.convert("RGB").reduce(2).quantize(256).save(small, "png")
-    return small.getvalue()
 
 
 def show_table(table: pd.DataFrame, name: str, caption: str, shown=None, of="", folder="tables") -> None:

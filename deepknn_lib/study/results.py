@@ -169,10 +169,9 @@ def texts(template: str, table: pd.DataFrame, *names: str) -> list[str]:
 
 def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Rows of `paired` to read, one row for each `keys`: `+2.1 [+0.3, +4.0] *`; * means the interval excludes 0."""
-    star = np.where(differences.eval("low > 0 or high < 0"), " *", "")
-    starred = differences.assign(star=star)
-    starred["text"] = texts("{:+.1f} [{:+.1f}, {:+.1f}]{}", starred, "difference", "low", "high", "star")
-    wide = starred.pivot_table("text", keys, "score", aggfunc="first", sort=False)
+    table = differences.assign(star=np.where(differences.eval("low > 0 or high < 0"), " *", ""))
+    table["text"] = texts("{:+.1f} [{:+.1f}, {:+.1f}]{}", table, "difference", "low", "high", "star")
+    wide = table.pivot_table("text", keys, "score", aggfunc="first", sort=False)
     return wide[[*SCORES.values()]].rename_axis(columns=None).reset_index()
 
 
