@@ -24,7 +24,8 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 PROFILES = ("smoke", "demo", "finetune", "paper")
-READ = "deepknn_lib/**/*.py deepknn_lib/**/*.json notebooks/exercises/*.py data/paper/*.csv data/results/*.csv".split()
+READ = [f"deepknn_lib/**/*.{kind}" for kind in ("py", "json", "html")]
+READ += ["notebooks/exercises/*.py", "data/paper/*.csv", "data/results/*.csv"]
 OTHERS = ("02", "03")  # notebooks on points and digits, which a report on one's own images leaves out
 
 
