@@ -190,7 +190,7 @@ def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     path = data_dir() / "cache" / f"{entry.file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index.labels), index.channels, size, size)
 
-    def whole() -> bool | None:
+    def whole() -> bool:
         return read_whole(path, lambda copy: _is_whole(copy, math.prod(shape), copy.stat().st_mtime_ns))
 
     if not whole():
@@ -221,7 +221,7 @@ def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> Non
 
 @functools.cache
 def _is_whole(path: Path, size: int, _: int) -> bool:
-    """Whether a checksum follows the `size` bytes; ValueError if it is not theirs. Asked once a process (2 GB: 2 s)."""
+    """Whether a file ends with its checksum, else ValueError; asked once a process, 2 GB in two seconds."""
     if path.stat().st_size == size:
         return False  # An earlier version wrote no checksum.
     content = np.memmap(path, np.uint8, "r")
