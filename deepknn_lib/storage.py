@@ -109,7 +109,7 @@ def claim(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def read_whole(path: Path, read: Callable[[Path], object]) -> object | None:
-    """What `read` makes of a file or folder; None if there is none, or it is not whole: it gets another name then."""
+    """What `read` makes of a file or folder; None if there is none, or it is not whole, and set aside."""
     if not path.exists():
         return None
     try:
@@ -117,11 +117,15 @@ def read_whole(path: Path, read: Callable[[Path], object]) -> object | None:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # NumPy and torch raise many kinds
-        aside = path.with_name(f".damaged-{path.name}-{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(FileNotFoundError):  # Another process was the first to find it.
-            path.rename(aside)
-        told = f"{path} is not whole ({error!s:.300}); it is now called {aside.name}, and is made again"
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(set_aside(path, error), stacklevel=2)
+
+
+def set_aside(path: Path, why: Exception) -> str:
+    """Rename what is not whole, so that it is made again, and return the sentence that says so."""
+    aside = path.with_name(f".damaged-{path.name}-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):  # Another process was the first to find it.
+        path.rename(aside)
+    return f"{path} is not whole ({why!s:.300}); it is now called {aside.name}, and is made again"
 
 
 def sweep(hours: float = 24, *names: str) -> None:

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import shlex
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from deepknn_lib.storage import claim, data_dir, digest, read_whole, sweep, whole_file
+from deepknn_lib.storage import claim, data_dir, digest, set_aside, sweep, whole_file
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 DEEP = "FI"  # the first letter of Pillow's modes of more than 8 bits
@@ -191,7 +192,7 @@ def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     shape = (len(index.labels), index.channels, size, size)
 
     def whole() -> bool:
-        return read_whole(path, lambda copy: _is_whole(copy, math.prod(shape), copy.stat().st_mtime_ns))
+        return path.is_file() and _is_whole(path, math.prod(shape), path.stat().st_mtime_ns)
 
     if not whole():
         with claim(path):
@@ -202,8 +203,10 @@ def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
 
 
 def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> None:
-    """Decode all images into `path`."""
-    size, checksum, bad = shape[2], 0, []
+    """Decode all images into `path`; a damaged copy that is there is kept aside."""
+    size, total, checksum, bad = shape[2], math.prod(shape), 0, []
+    if path.exists() and path.stat().st_size != total:  # without a checksum: of an earlier version
+        warnings.warn(set_aside(path, ValueError("its checksum is another one")), stacklevel=4)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         for image in each(index, size, lambda i: resize(i[None], size, interpolation), f"decoding {name}"):
             if isinstance(image, str):
@@ -214,17 +217,15 @@ def _make(path: Path, index, name: str, shape: tuple, interpolation: str) -> Non
         if bad:
             told = f"`python -m deepknn_lib verify {shlex.quote(name)}` lists all"
             raise ValueError(f"{len(bad)} of {shape[0]} images are bad: {'; '.join(bad[:3])}. {told}")
-        if file.tell() != math.prod(shape):
+        if file.tell() != total:
             raise ValueError(f"{name} has not {shape[0]} images of {shape[1:]}; get it again")
         file.write(checksum.to_bytes(CHECKSUM, "little"))
 
 
 @functools.cache
 def _is_whole(path: Path, size: int, _: int) -> bool:
-    """Whether a file ends with its checksum, else ValueError; asked once a process, 2 GB in two seconds."""
-    if path.stat().st_size == size:
-        return False  # An earlier version wrote no checksum.
+    """Whether a file holds `size` bytes and then their checksum; asked once a process, 2 GB in two seconds."""
+    if path.stat().st_size != size + CHECKSUM:
+        return False
     content = np.memmap(path, np.uint8, "r")
-    if zlib.crc32(content[:-CHECKSUM]).to_bytes(CHECKSUM, "little") != content[-CHECKSUM:].tobytes():
-        raise ValueError("its checksum is another one")
-    return True
+    return zlib.crc32(content[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == content[-CHECKSUM:].tobytes()
