@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
             how = {"type": kind, "metavar": kind.__name__}
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
             group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
-    add = command("predict", predict.run, "classify new images by a run; show their neighbours").add_argument
+    add = command("predict", predict.run, "classify images with a run; show their neighbours").add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")

@@ -218,7 +218,7 @@ def _backbone(name: str, n_inputs: int | None) -> tuple[nn.Module, int]:
     if name == "small-densenet":
         backbone = timm.models.densenet.DenseNet(growth_rate=16, block_config=(2, 2, 4, 3), num_classes=0)
         backbone.features.transition3.pool = nn.AvgPool2d(2, ceil_mode=True)  # of 28 pixels one is left there
-    elif name in _OURS:
+    elif name in (SMALL, "small-seresnet"):
         options = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8, "num_classes": 0}
         options["block_args"] = {"attn_layer": "se"} if name == "small-seresnet" else {}
         backbone = timm.models.resnet.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), **options)

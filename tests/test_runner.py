@@ -116,7 +116,10 @@ def test_a_page_is_made_again_when_what_it_was_made_from_changes(place, monkeypa
 
     seen = marks() + marks("--seeds", "1") + marks(*own)
     assert marks() == seen[:1]
-    for name in ("data/results/rows.csv", "deepknn_lib/study/runs.py", "deepknn_lib/study/profiles.json"):
+    for name in (
+        "data/results/rows.csv",
+        *(f"deepknn_lib/study/a.{kind}" for kind in ("py", "json", "html")),
+    ):
         put(tmp_path / name, "1")
         seen += marks()
     write(place / "notebooks", "00_a", "2")
@@ -127,7 +130,7 @@ def test_a_page_is_made_again_when_what_it_was_made_from_changes(place, monkeypa
     put(tmp_path / "images/groups.csv", ["file,patient", *patients])
     seen += marks(*own)
     monkeypatch.setenv("DEEPKNN_WEIGHTS", "elsewhere")
-    assert len({*seen, *marks()}) == 11
+    assert len({*seen, *marks()}) == 12
 
 
 def test_a_kernel_that_dies_fails_its_notebook_and_failfast_stops_there(place, capsys, monkeypatch):

@@ -194,7 +194,7 @@ def _on_features(entry: Entry, _: torch.device) -> tuple[Result, dict[str, Tenso
 def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None) -> Network:
     """The network of a run on images as its training begins, or with the tensors that the training left."""
     run = run.trained
-    weights = "none" if state or run.base else run.weights  # A base gives its own.
+    weights = "none" if state or run.base else run.weights  # The state or the base brings its own.
     options = {"weights": weights, "normalize": run.normalize, "seed": run.seed}
     options["n_classes"] = n_classes if METHODS[run.method].loss == "weighted-ce" else None
     network = build_network(run.backbone, **options)
@@ -232,7 +232,7 @@ def _tell_epoch(run: Run, row: dict) -> None:
 def report(text: str, warning: bool = False) -> None:
     """Tell whoever runs the notebooks; on a terminal an epoch goes to stderr, one line that is rewritten."""
     if path := os.environ.get("DEEPKNN_PROGRESS"):
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{text}\n")
     elif warning:
         print(f"\nwarning: {text}", file=sys.stderr)

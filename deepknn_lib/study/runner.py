@@ -132,7 +132,7 @@ def _kernels_write_to(out: Path):
         if path := os.environ.get(name):
             told[name] = str(Path(path).expanduser().resolve())
     with tempfile.NamedTemporaryFile() as events, patch.dict(os.environ, told, DEEPKNN_PROGRESS=events.name):
-        threading.Thread(target=_tell, args=[open(events.name)], daemon=True).start()
+        threading.Thread(target=_tell, args=[open(events.name, encoding="utf-8")], daemon=True).start()
         yield
 
 

@@ -20,8 +20,8 @@ class Method(NamedTuple):
     """What sets a method apart; `loss` None: nothing is trained. `votes` are the values of K_p reported.
 
     `base` is the method whose network it starts from or, `on_features`, whose features it is trained on (Table 3).
-    `settings` hold under every profile: the batches of cross-entropy need no positives, and features that no training
-    searches are not normalised.
+    `settings` hold under every profile, whatever it says: the batches of cross-entropy need no positives, and features
+    are not normalised where no training searches neighbours in them.
     """
 
     title: str
@@ -42,7 +42,7 @@ TABLE2 = ("knn", "triplet", "deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
 TABLE3 = ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce", "mlp-deep-knn")
 TABLE4 = ("ce-knn", "deep-knn")
 
-# Settings that a profile gives to all its methods ("all"), then to one data set, then to one method. Learning rates,
+# Settings that a profile gives to all its methods ("all"), then to a data set, then to a method. Learning rates,
 # margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
 # (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
 PROFILES = _read("profiles.json")
@@ -137,8 +137,11 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     dataset = f"folder:{entry.root}" if entry.kind == "folder" else dataset  # the same from any folder
     own, kind = PROFILES[profile], METHODS[method]
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {}) | kind.settings
-    if changes.get("classes_per_batch") and (settings | changes).get("search_every"):
-        raise ValueError(f"{method} searches for anchors of every class; give no classes_per_batch")
+    searches = kind.loss == "deep-knn" and not kind.on_features and (settings | changes).get("search_every")
+    if changes.get("classes_per_batch") and searches:
+        raise ValueError(
+            f"{method} with whole-set search takes anchors of every class; give no classes_per_batch"
+        )
     if kind.base:
         known = _SHARED if kind.loss else {*names} - {"k_predict", "base"}  # Nothing is trained but the base.
         shared = {name: value for name, value in changes.items() if name in known}

@@ -129,7 +129,7 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
 
 
 def _on_worker(work: Callable, entry: Entry, of_base: dict[str, bytes] | None) -> Ended:
-    """Work on an entry in the data folder of this worker; the value is its files, or None: another one is at it."""
+    """Work on an entry in the data folder of this worker; the value is its files, or None if another is at it."""
     from distributed import get_worker
 
     def make(entry: Entry) -> dict[str, bytes] | None:
