@@ -33,6 +33,7 @@ from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, m
 GIVEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TABLES, PAIRS, LADDER, COUNTED, AT_64 = GIVEN.values()
 COMPARED = (*TABLE2, "triplet-ft")
+PAIR = ("knn", "weighted-ce", "ce-knn", "deep-knn")  # the two main rivals and what each is measured against
 SPLITS = {"skin7": ("paper", "grouped"), "chestxray3": ("paper", "grouped"), "sd198": ("paper",)}
 FROZEN = {"backbone": "resnet50", "weights": "pqf", "image_size": 256}
 TUNED = {"weights": "pqf"}
@@ -50,6 +51,7 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_finetune"] = [at_64(method, split=split, seed=seed) for seed, split, method in orders]
     found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
+    found["sd198_128"] = grid("sd198", "finetune", PAIR, ("paper",), (0, 1), **TUNED)
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
@@ -79,8 +81,7 @@ def at_128() -> list[Run]:
 
 def tuned_at_64() -> list[Run]:
     """The profile `finetune`, whose rivals were tuned, with two seeds, at 64 pixels for want of a GPU."""
-    pair = ("knn", "weighted-ce", "ce-knn", "deep-knn")
-    every = {"paper": pair, "grouped": (*pair, "deep-knn-ft", "triplet", "semi-hard", "supcon")}
+    every = {"paper": PAIR, "grouped": (*PAIR, "deep-knn-ft", "triplet", "semi-hard", "supcon")}
     order = [
         (seed, split, method) for seed in (0, 1) for split, methods in every.items() for method in methods
     ]
@@ -107,7 +108,8 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
     kinds = {name: name.partition("_")[2] for name in studies() if name not in found}
     for name, kind in kinds.items():
         found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "finetune")), [name]
-        found |= {f"{name}_{table}": (makers[table], [name]) for table in TABLES.get(kind, ())}
+        tables = TABLES.get(name, TABLES.get(kind, ()))
+        found |= {f"{name}_{table}": (makers[table], [name]) for table in tables}
     compared = [name for name, kind in kinds.items() if kind not in ("ladder", "paper", "128", "64")]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
