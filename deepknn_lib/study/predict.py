@@ -5,7 +5,6 @@ softmax and K_p is 0, that decides. An image is *far* when its last neighbour is
 run's test images, which the training did not see either: then the run knows nothing like it, whatever the votes say.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,19 +139,19 @@ def _tile(axis, pixels: np.ndarray, lines: list[str], color: str) -> None:
     axis.set_axis_off()
 
 
-def run(asked: argparse.Namespace) -> int:
-    """Do what the command `predict` asks; 1 if a file cannot be read."""
-    for path in filter(None, (asked.out, asked.figure)):
+def report(folder: Path, images: Path, out: Path | None, figure: Path | None) -> int:
+    """Print the table of `predict`, or write it to `out`, and the picture to `figure`; 1 if a file cannot be read."""
+    for path in filter(None, (out, figure)):
         check_writable(path)
-    if asked.figure and asked.figure.suffix.lower() not in PICTURES:
-        raise ValueError(f"{asked.figure}: a picture ends with one of {', '.join(PICTURES)}")
-    found = predict(asked.folder, asked.images)
-    if asked.out:
-        write_csv(found.table, asked.out)
+    if figure and figure.suffix.lower() not in PICTURES:
+        raise ValueError(f"{figure}: a picture ends with one of {', '.join(PICTURES)}")
+    found = predict(folder, images)
+    if out:
+        write_csv(found.table, out)
     else:
         print(found.table.to_string(index=False, float_format="{:.3g}".format))
-    if asked.figure:
-        with whole_file(asked.figure) as temporary:
+    if figure:
+        with whole_file(figure) as temporary:
             picture(found).savefig(temporary, dpi=150, bbox_inches="tight")
     for text in [*(f"warning: {text}" for text in found.bad), found.told]:
         print(text, file=sys.stderr)
