@@ -33,10 +33,10 @@ fi
 status=0
 "$DEEPKNN_PYTHON" -m ruff check --quiet . || status=$?
 "$DEEPKNN_PYTHON" -m ruff format --check --quiet . || status=$?
-# Files side by side, one more than there are cores, as kernels make a file wait; the cells of a notebook stay together.
-# pytest ends with 5 where options select nothing.
+# Files side by side, one more than there are cores, as kernels make a file wait, in the order of tests/conftest.py.
+# Solutions run inside tests/test_repository.py. pytest ends with 5 where options select nothing.
 export OMP_NUM_THREADS=1 LOKY_MAX_CPU_COUNT=1  # no processes for runs that last a second
 files="$("$DEEPKNN_PYTHON" -c "import os; print(min(os.cpu_count() + 1, 5))")"
-options=(-n "$files" --dist loadfile --nbval-lax --nbval-current-env)
-"$DEEPKNN_PYTHON" -m pytest "${options[@]}" notebooks tests "$@" || status=$?
+options=(-n "$files" --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env)
+"$DEEPKNN_PYTHON" -m pytest "${options[@]}" notebooks tests --ignore=notebooks/solutions "$@" || status=$?
 exit "$status"

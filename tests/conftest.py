@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no worker of pytest is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_workers", "test_repository"))
+
+
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory):
     """One folder for the whole session; the synthetic images are drawn once, also for pytest's workers together."""

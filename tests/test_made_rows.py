@@ -30,9 +30,8 @@ def made(runs):
 
 
 def assert_settings(table, rows):
-    """The settings of a table are those of rows that are made now, in any order."""
-    columns = [*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on"]
-    columns = [name for name in columns if name in table]  # old tables lack class_power
+    """The settings of a table, some of which old tables lack, are those of rows that are made now, in any order."""
+    columns = [n for n in (*results.KEYS, *results.SETTINGS, "k_predict", "evaluate_on") if n in table]
     both = []
     for of in (table[columns], rows[columns]):
         values = of.astype(object).where(of.notna(), "").values

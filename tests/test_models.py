@@ -26,9 +26,8 @@ def test_small_backbones_start_from_their_seed_map_to_d_features_and_learn(name,
         features = networks[0](inputs)
         torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
         nn.functional.cross_entropy(networks[0].classifier(features), torch.arange(4)).backward()
-    assert features.shape == (4, n_features) and all(
-        p.grad.isfinite().all() for p in networks[0].parameters()
-    )
+    assert features.shape == (4, n_features)
+    assert all(p.grad.isfinite().all() for p in networks[0].parameters())
 
 
 def test_batch_l2_features_cannot_shrink_to_a_point():

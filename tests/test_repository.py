@@ -17,6 +17,7 @@ import pytest
 from deepknn_lib.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = os.environ.get("DEEPKNN_DATA")  # that of the notebooks, whose runs are there
 # 3,200 lines are wanted; today's features, written plainly, take so many. It may come down only.
 LINES = {"library": 4940, "method": 600, "tests": 4270, "README": 150}
 ROOMS = {"storage": 0, "method": 1, "datasets": 1, "study": 2, "cli": 3}  # a room imports lower ones only
@@ -192,8 +193,17 @@ def test_every_exercise_checks_itself_and_has_a_solution(path):
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     solved = "\n".join(cell.source for cell in cells(path.parent / "solutions" / path.name, "code"))
     assert len(checks) >= 2 and all(f"{name}(" in text for name in checks)
-    for name in checks:  # Right answers pass, wrong ones do not; nbval runs both.
+    for name in checks:  # Right answers pass, wrong ones do not; the next test runs both.
         assert f"assert {name}(" in solved and f"assert not {name}(" in solved, name
+
+
+@pytest.mark.parametrize("path", files("notebooks/solutions/*.ipynb"), ids=lambda path: path.stem)
+def test_a_solution_runs(path, shared_data, monkeypatch):
+    monkeypatch.setenv("DEEPKNN_DATA", DATA or str(shared_data))
+    monkeypatch.chdir(path.parent)
+    names = {}  # A kernel for each would take longer to start than the cells take.
+    for number, cell in enumerate(cells(path, "code")):
+        exec(compile(cell.source, f"{path}, code cell {number}", "exec"), names)
 
 
 @each(files("*.md") + ALL_NOTEBOOKS)

@@ -32,10 +32,7 @@ def test_a_run_learnt_if_it_is_a_point_better_than_calling_all_the_largest_class
 def test_rows_have_the_columns_of_the_committed_ones_and_a_vote_that_was_asked_for_beside_the_usual():
     asked = [result("deep-knn", k=3, k_predict=3)]
     rows, committed = tables.results_table(asked), repository() / "data" / "results" / "skin7_paper_runs.csv"
-    of = [
-        [n for n in table if "recall" not in n and n != "precision"]
-        for table in (rows, pd.read_csv(committed))
-    ]
+    of = [[n for n in t if "recall" not in n and n != "precision"] for t in (rows, pd.read_csv(committed))]
     assert of[0] == of[1] and rows["k_predict"].tolist() == [1, 5, 3] and rows["recall_c"].equals(rows["rs"])
     assert [*tables.predictions_table(asked)][-3:] == ["deep-knn:1", "deep-knn:5", "deep-knn:3"]
 
@@ -46,9 +43,8 @@ def test_a_summary_to_read_has_mean_sd_and_an_interval_around_them(results):
     shown = tables.readable(table)
     assert list(shown) == ["split", "method", "Acc", "MCR", "RS", "seeds"]
     assert [*shown["method"][[0, 2]]] == ["deep kNN, K_p = 1 (collapsed)", "weighted cross-entropy"]
-    assert shown.loc[2, "MCR"] == "{mcr:.1f} ± {mcr_sd:.1f} [{mcr_low:.1f}, {mcr_high:.1f}]".format(
-        **table.loc[2]
-    )
+    words = "{mcr:.1f} ± {mcr_sd:.1f} [{mcr_low:.1f}, {mcr_high:.1f}]"
+    assert shown.loc[2, "MCR"] == words.format(**table.loc[2])
     assert tables.with_sd(pd.DataFrame({"acc": [70.05], "acc_sd": [np.nan]}), "acc") == ["70.0"]
 
 
@@ -64,9 +60,8 @@ def test_a_paired_difference_is_that_of_the_means_and_0_against_itself(results, 
     assert (tables.paired(deep, deep)[["difference", "low", "high"]] == 0).all(axis=None)
     means = tables.summary(results).set_index(["method", "k_predict"])[[*tables.SCORES]]
     gap = tables.paired(deep, ce[::-1], 5, SOFTMAX)  # seeds in any order
-    assert [*gap["difference"]] == pytest.approx(
-        [*means.loc["deep-knn", 5] - means.loc["weighted-ce", SOFTMAX]]
-    )
+    wanted = means.loc["deep-knn", 5] - means.loc["weighted-ce", SOFTMAX]
+    assert [*gap["difference"]] == pytest.approx([*wanted])
     assert gap.eval("low <= difference <= high").all()
     strict = tables.paired(deep, ce, 5, SOFTMAX, level=0.995)
     assert (strict["low"] < gap["low"]).all() and (strict["high"] > gap["high"]).all()
