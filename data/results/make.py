@@ -52,8 +52,8 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     # The same runs as some of skin7_128, whose predictions stayed on the GPU's machine.
-    by_lesion = grid("skin7", "finetune", PAIR, ("grouped",), (0, 1), **TUNED)
-    found["skin7_128_pair"] = by_lesion + grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED)
+    by_lesion = grid("skin7", "finetune", (*PAIR, "semi-hard"), ("grouped",), (0, 1), **TUNED)
+    found["skin7_128_cpu"] = by_lesion + grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED)
     found["sd198_128"] = grid("sd198", "finetune", PAIR, ("paper",), (0, 1), **TUNED)
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
@@ -113,7 +113,7 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
         found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "finetune")), [name]
         tables = TABLES.get(name, TABLES.get(kind, ()))
         found |= {f"{name}_{table}": (makers[table], [name]) for table in tables}
-    alone = ("ladder", "paper", "128", "128_pair", "64")  # they have their own evidence, or none
+    alone = ("ladder", "paper", "128", "128_cpu", "64")  # they have their own evidence, or none
     compared = [name for name, kind in kinds.items() if kind not in alone]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
