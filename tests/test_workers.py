@@ -13,8 +13,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from made_up import digits, draw_classes, same, wait_for
+from threadpoolctl import threadpool_limits
 
 from deepknn_lib.study import experiments
 from deepknn_lib.study.runs import make_run
@@ -86,7 +86,7 @@ def test_a_cluster_gives_the_same_when_a_worker_dies_and_needs_no_shared_disk(mo
         thread.join()
     assert len(killed) == 1
     monkeypatch.setenv("DEEPKNN_DATA", str(tmp_path / "alone"))
-    torch.set_num_threads(1)  # as the workers of the cluster have
-    (alone,) = experiments.execute_all(runs, "cpu", 1)
+    with threadpool_limits(1, "openmp"):  # as the workers of the cluster have
+        (alone,) = experiments.execute_all(runs, "cpu", 1)
     assert same(found, alone)
     assert found.record["device"] == alone.record["device"] == "cpu (1 threads a run)"
