@@ -136,9 +136,6 @@ def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, mon
     for file in (tmp_path / "made" / "mnist" / "MNIST" / "raw").iterdir():
         server.files[f"{file.name}.gz"] = gzip.compress(file.read_bytes())
     at_home(monkeypatch, "mnist", server)
-    known = [(Path(r["name"]).name, r["checksum"].removeprefix("md5:")) for r in CATALOG["mnist"].remotes]
-    monkeypatch.setattr("torchvision.datasets.MNIST.resources", known)
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])  # none of its own
     server.plan = [{"status": 404}] * 4
     refused("404.*By hand: put the four .gz files", download, "mnist", error=FileNotFoundError)
     with monkeypatch.context() as patch:
@@ -146,11 +143,13 @@ def test_mnist_is_downloaded_and_read_by_torchvision(data, tmp_path, server, mon
         said = "cannot write to .*mnist .No space left on device.: make room .*, or name another"
         refused(said, download, "mnist", error=OSError)
     server.asked = []
-    for _ in range(2):
+    for _ in range(2):  # the archives are not needed any more, nor fetched again
         assert download("mnist") == data / "mnist" and len(server.asked) == 4
-        assert len(load_dataset("mnist", "paper", 1, 16).test) == 20
-        for archive in data.rglob("*.gz"):
-            archive.unlink()  # not needed any more, nor fetched again
+        assert len(load_dataset("mnist", "paper", 1, 16).test) == 20 and not [*data.rglob("*.gz")]
+    next(data.rglob("train-labels*")).unlink()
+    refused("mnist cannot be read .*download mnist`", load_dataset, "mnist", "paper", 1, 16)
+    assert len(server.asked) == 4  # reading fetches nothing
+    assert download("mnist") == data / "mnist" and len(server.asked) == 5
 
 
 def zipped(*members):

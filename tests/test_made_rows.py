@@ -72,9 +72,9 @@ def test_predictions_of_the_runs_on_a_gpu_give_their_scores_and_differences():
 @pytest.fixture
 def trained(monkeypatch):
     """On the lesions, runs that were asked for are done at once, with made-up results."""
-    done, is_done = set(), experiments.is_done
+    done, is_done = set(), make.is_done
     monkeypatch.setattr(experiments, "execute_all", lambda runs, **_: done.update(runs) or made(runs))
-    monkeypatch.setattr(experiments, "is_done", lambda r: r in done if r.dataset == "lesions" else is_done(r))
+    monkeypatch.setattr(make, "is_done", lambda r: r in done if r.dataset == "lesions" else is_done(r))
 
 
 def test_a_study_is_made_and_one_without_its_data_is_named(trained, monkeypatch, tmp_path, capsys):

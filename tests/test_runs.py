@@ -84,7 +84,8 @@ def test_a_folder_is_the_same_run_from_wherever_it_is_named(monkeypatch, tmp_pat
     ("knn", {"colour": 3}, "unknown field of a Run 'colour'"), ("knn", {"fold": 6}, "fold .*1 to 5"),
     ("mlp-ce", {"base": None}, "mlp-ce needs a base run"), ("deep-knn", {"base": Run()}, "takes no base run"),
     ("mlp-deep-knn", {"search_every": 5}, "leave search_every at 0"),
-    ("deep-knn-global", {"classes_per_batch": 4}, "give no classes_per_batch"),
+    ("deep-knn-global", {"classes_per_batch": 4}, "searches the whole set, .* give no classes_per_batch"),
+    ("deep-knn", {"classes_per_batch": 4, "sampling": "random"}, "draws at random, .* give no classes_per_batch"),
 ])  # fmt: skip
 def test_a_run_that_cannot_be_meant_is_an_error(method, changes, said):
     with pytest.raises(ValueError, match=said):

@@ -213,6 +213,11 @@ def counts(found: list[Dataset]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def is_done(run: Run) -> bool:
+    """Whether the run was executed before, on the data that are there now."""
+    return experiments.Entry.of(run).result() is not None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write what can be written; 0 also where something is missing, as the output says what."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -230,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             if arguments.train and known[name]:
                 experiments.execute_all(known[name], jobs=arguments.jobs)
-            if missing := sum(not experiments.is_done(run) for run in known[name]):
+            if missing := sum(not is_done(run) for run in known[name]):
                 told = f"{missing} of its {len(known[name])} runs are missing"
                 print(f"{name}: left as it is, {told}", file=sys.stderr)
             else:

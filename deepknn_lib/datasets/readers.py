@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from deepknn_lib.datasets import synthetic
-from deepknn_lib.storage import digest
+from deepknn_lib.storage import claim, digest
 
 _ENTRIES = json.loads(Path(__file__).with_name("catalog.json").read_text(encoding="utf-8"))
 CATALOG = {name: SimpleNamespace(**entry) for name, entry in _ENTRIES.items()}
@@ -365,14 +365,18 @@ def index_of_parts(labels: dict[str, np.ndarray], names: Iterable[str], **known)
 
 
 def from_torchvision(entry: SimpleNamespace, _: str) -> Index:
-    """MNIST and STL10 through torchvision, which unpacks what `download` has fetched."""
+    """MNIST and STL10 through torchvision, from the archives that `download` has fetched, which are removed then."""
     from torchvision.datasets import MNIST, STL10
+    from torchvision.datasets.utils import extract_archive
 
+    for archive in filter(Path.exists, [entry.root / one["name"] for one in entry.remotes]):
+        with claim(archive), contextlib.suppress(FileNotFoundError):  # Another process has done it meanwhile.
+            extract_archive(archive, archive.parent, remove_finished=True)
     if entry.kind == "mnist":
-        train, test = (MNIST(entry.root, train=train, download=True) for train in (True, False))
+        train, test = (MNIST(entry.root, train=train) for train in (True, False))
         labels, images = (train.targets, test.targets), [part.data.numpy()[:, None] for part in (train, test)]
     else:
-        train, test = (STL10(entry.root, part, download=True) for part in ("train", "test"))
+        train, test = (STL10(entry.root, part) for part in ("train", "test"))
         labels, images = (train.labels, test.labels), [train.data, test.data]
     known = {"blocks": lambda _: images, "key": digest(*images), "channels": images[0].shape[1]}
     return index_of_parts(dict(zip(("train", "test"), labels, strict=True)), entry.classes, **known)

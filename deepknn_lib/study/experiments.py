@@ -33,11 +33,6 @@ def execute(run: Run, device: str = "auto") -> Result:
     return execute_all([run], device)[0]
 
 
-def is_done(run: Run) -> bool:
-    """Whether the run was executed before, on the same data; what is there but not whole is set aside."""
-    return Entry.of(run).result() is not None
-
-
 def folder_of(run: Run) -> Path:
     """Where a run on these data is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`."""
     return Entry.of(run).folder

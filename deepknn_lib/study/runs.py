@@ -138,8 +138,9 @@ def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run
     own, kind = PROFILES[profile], METHODS[method]
     settings = own["all"] | own.get(dataset, {}) | own.get(method, {}) | kind.settings
     searches = kind.loss == "deep-knn" and not kind.on_features and (settings | changes).get("search_every")
-    if changes.get("classes_per_batch") and searches:
-        raise ValueError(f"{method} searches the whole set, for every class; give no classes_per_batch")
+    if changes.get("classes_per_batch") and (searches or changes.get("sampling") == "random"):
+        why = "searches the whole set" if searches else "draws at random"
+        raise ValueError(f"{method} {why}, from every class; give no classes_per_batch")
     if kind.base:
         known = _SHARED if kind.loss else {*names} - {"k_predict", "base"}  # Nothing is trained but the base.
         shared = {name: value for name, value in changes.items() if name in known}
