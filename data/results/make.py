@@ -52,9 +52,11 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     # The same runs as some of skin7_128, whose predictions stayed on the GPU's machine.
-    by_lesion = grid("skin7", "finetune", (*PAIR, "semi-hard"), ("grouped",), (0, 1), **TUNED)
-    found["skin7_128_cpu"] = by_lesion + grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED)
-    found["sd198_128"] = grid("sd198", "finetune", PAIR, ("paper",), (0, 1), **TUNED)
+    by_lesion = [(PAIR, (0, 1, 2)), (("semi-hard", "supcon"), (0, 1))]
+    plan = [(methods, ("grouped",), seeds) for methods, seeds in by_lesion] + [(PAIR, ("paper",), (0, 1))]
+    found["skin7_128_cpu"] = [run for part in plan for run in grid("skin7", "finetune", *part, **TUNED)]
+    for name, split in (("sd198", "paper"), ("chestxray3", "grouped")):
+        found[f"{name}_128"] = grid(name, "finetune", PAIR, (split,), (0, 1), **TUNED)
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
@@ -137,8 +139,10 @@ def differences(found: Results) -> pd.DataFrame:
     tables = []
     for split in dict.fromkeys(result.run.split for result in found):
         for method, minus, k_minus in PAIRS:
-            first, second = (results.select(found, split=split, method=name) for name in (method, minus))
-            if first and second:
+            both = [results.select(found, split=split, method=name) for name in (method, minus)]
+            seeds = set.intersection(*({result.run.seed for result in side} for side in both))
+            if seeds:
+                first, second = ([result for result in side if result.run.seed in seeds] for side in both)
                 table = results.paired(first, second, 5, k_minus)
                 tables.append(table.assign(split=split, method=method, minus=minus, k_minus=k_minus))
     return pd.concat(tables)
