@@ -13,7 +13,7 @@ from deepknn_lib.losses import class_weights, deep_knn_terms, hinges, mean_term
 from deepknn_lib.models import Network, extract_features
 from deepknn_lib.neighbors import Neighbors, check_batch, nearest_neighbors
 
-# Hermans et al. (2017), the paper's reference 16, and FaceNet, its reference 10
+# Hermans et al. (2017), the paper's reference 16, and FaceNet, its reference 17
 TRIPLETS = ("triplet", "semi-hard")
 LOSSES = ("deep-knn", "weighted-ce", *TRIPLETS, "supcon", "proxy-anchor", "multi-similarity", "nca-loss")
 
@@ -79,7 +79,7 @@ class _CrossEntropy(nn.CrossEntropyLoss):
 
 
 class _Rival(nn.Module):
-    """A loss of pytorch-metric-learning, at its defaults but for the triplets' margin and soft margin."""
+    """A loss of pytorch-metric-learning, at its defaults, except for the triplet losses."""
 
     def __init__(self, config, n_classes: int, n_features: int):
         super().__init__()

@@ -31,8 +31,8 @@ def bootstrap(labels, correct, n_classes, smallest, groups=None, *, draws=2000, 
 
     Within a class, whole groups are drawn: `labels` are the classes (N,), `groups` the lesions or patients (N,), by
     default each image alone. `correct`, (N,) or (S, N), is 1 where a prediction is right, else 0; for a paired
-    comparison, the difference of two methods. With a row for each of S seeds, a draw takes S − 1 seeds: S would give a
-    variance too small by (S − 1) / S.
+    comparison, the difference of two methods. With a row for each of S seeds, a draw takes S − 1 seeds: S would give
+    (S − 1) / S of the variance.
     """
     labels, correct = np.asarray(labels, dtype=np.int64), np.asarray(correct, dtype=np.float64)
     groups = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]

@@ -83,7 +83,7 @@ def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, e
     """Euclidean search: a float32 product gives k + 8 candidates, which are measured again from differences.
 
     The product cannot tell two rows apart whose squared distances from a query differ by less than about 1e-6 of
-    the squared distances from the gallery's mean: where more than k + 8 rows lie so close, one can be missed.
+    the squared distances from the gallery's median: where more than k + 8 rows lie so close, one can be missed.
 
     `queries` (Q, D) and `gallery` (G, D) are floating point, and 1 <= k <= G. With `exclude_self`, for leave-one-out
     search, `queries` is `gallery`, row i is not its own neighbour, and k < G. `chunk` queries at a time meet 16 times
@@ -103,7 +103,7 @@ def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, e
     if not (queries.isfinite().all() and gallery.isfinite().all()):
         raise ValueError("a feature is not finite (NaN or infinite); look at the training's loss")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
-    center, found = gallery.to(dtype).mean(0), []
+    center, found = gallery[:: 1 + len(gallery) // 1024].to(dtype).median(0).values, []
     with torch.autocast(queries.device.type, enabled=False):
         for first in range(0, max(len(queries), 1), chunk):
             block = queries[first : first + chunk].to(dtype) - center

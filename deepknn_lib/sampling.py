@@ -24,12 +24,16 @@ class BatchSampler:
     min_per_class : int
         K + 1, so that an anchor finds K positives. A class with fewer images gives some of them twice.
     classes_per_batch : int, optional
-        Classes in one batch (SD-198: 9). Default: as many as fit at `min_per_class` each. ValueError if a batch is too
-        small for two classes, as it is for no labels and an unknown mode.
+        Classes in one batch (SD-198: 9). Default: as many as fit at `min_per_class` each. ValueError for a batch too
+        small for two classes, for labels of another kind or none, and for an unknown mode.
     """
 
     def __init__(self, labels, batch_size, mode="proportional", min_per_class=6, classes_per_batch=None):
         labels = torch.as_tensor(labels).cpu()
+        if len(labels) and (
+            labels.ndim != 1 or labels.is_floating_point()
+        ):  # NaN would be a class without images
+            raise ValueError(f"labels must be integers (N,), got {labels.dtype} {tuple(labels.shape)}")
         if mode not in MODES:
             raise ValueError(f"unknown sampling mode {mode!r}; choose one of {', '.join(MODES)}")
         if min(len(labels), batch_size, min_per_class) < 1:

@@ -55,9 +55,8 @@ def room_for(what: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved onto it once the block has ended without an error.
 
-    What was at `path` stays until then, also when the machine stops in between. The block may make a folder instead,
-    if there is none yet. No two temporary paths are alike, also of hosts or containers whose process ids are. OSError
-    if the disk is full.
+    What was at `path` stays until then, also when the machine stops. The block may make a folder, if there is none yet.
+    No two temporary paths are alike, also of hosts or containers whose process ids are. OSError if the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp{path.suffix}")
     try:

@@ -1,7 +1,7 @@
 """The one training loop.
 
 Images stay uint8 where the network is; crops and flips are made there. Everything random in epoch e is drawn from
-a generator seeded with (seed, e), so that a run which was killed resumes at its last epoch.
+a generator seeded with (seed, e), so that a killed run resumes at its last saved epoch.
 """
 
 import math
@@ -93,8 +93,8 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
         Images, uint8 (N, C, H, W), cropped and flipped at random; or feature vectors, float32 (N, n), as they are.
     labels : Tensor, int64, (N,)
     checkpoint : Path, optional
-        File for the state after an epoch. If it exists, training resumes there, and on a CPU ends with the
-        same weights as if it had never stopped.
+        File for the state after an epoch. If it exists, training resumes there, whatever weights `network` has, and
+        on a CPU ends with the same weights as if it had never stopped.
     on_epoch : callable, optional
         Gets each row of the history, the dict of an epoch: `loss`, `active` share of triplets (see `criteria`) and
         `mean_pairwise_distance` of a batch's features are means over batches, `start_distance` is that of the first
@@ -110,9 +110,9 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
     groups = [group for group in groups if group["params"]]  # proxies learn ten times as fast as the network
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     parts, history = {"network": network, "criterion": criterion, "optimizer": optimizer}, []
-    few = rows_of(inputs, torch.arange(min(len(labels), 8)), torch.device("cpu")).numpy()
-    training = digest(str(sorted(asdict(config).items())), labels.cpu().numpy(), str(inputs.shape), few)
-    checkpoint = checkpoint and Path(checkpoint)
+    few = rows_of(inputs, torch.linspace(0, len(labels) - 1, 8).long(), torch.device("cpu")).numpy()
+    about = f"{sorted(asdict(config).items())} {inputs.shape} {network.normalize}"
+    training, checkpoint = digest(about, labels.cpu().numpy(), few), checkpoint and Path(checkpoint)
     if checkpoint and checkpoint.is_file():
         state = load_state(checkpoint)
         if state["training"] != training:

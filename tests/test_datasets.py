@@ -161,10 +161,16 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert all_of(found, "labels") == ["ill" in i for i in ids] and len(ids) == 20
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
         assert len({*all_of(found, "groups")}) == 10
-    parts = [f"{line},{('Train', 'val', 'test')[n % 3]},x" for n, line in enumerate(lines[1:])]
+    sets.move(root, "images/*.png", "images/flat/{n}.png")
+    assert loaded(f"folder:{root / 'images'}")[0].class_names == (
+        "healthy",
+        "ill",
+    )  # The table goes before folders.
+    parts = [f"{line},{('Train', 'val', 'test')[n // 2 % 3]},x" for n, line in enumerate(lines[1:])]
     sets.put(root / "labels.csv", [f"{lines[0]},split,class", *parts])
     found, said = loaded(f"folder:{root}")
-    assert (len(found.train), len(found.test)) == (14, 6) and "7 images of the split val are put to" in said
+    assert (len(found.train), len(found.test)) == (14, 6) and "6 images of the split val are put to" in said
+    assert shared(datasets.validation_part(found)) == shared(found) == 0  # These parts keep patients apart.
 
 
 def test_patients_are_read_from_dicom_unless_all_are_one(data):
@@ -202,6 +208,13 @@ def test_the_digest_is_of_contents(data, tmp_path, monkeypatch):
     size = file.stat().st_size
     Image.new("L", (48, 48), 7).save(file)
     file.write_bytes(file.read_bytes().ljust(size, b"\0"))  # replaced in place by a file of the same size
+    found.append(dataset_digest(name, "paper", 1, 16))
+    for n in (4, 5):
+        Image.new("L", (48, 48), 9 * n).save(file := root / "ill" / f"{n}.png", "bmp")
+        os.utime(file, ns=(1, 1))
+    found.append(dataset_digest(name, "paper", 1, 16))
+    for old, new in (("4", "x"), ("5", "4"), ("x", "5")):  # Files of one size and time change places.
+        (root / "ill" / f"{old}.png").rename(root / "ill" / f"{new}.png")
     found.append(dataset_digest(name, "paper", 1, 16))
     groups = (root / "groups.csv").read_text()
     (root / "groups.csv").write_text(groups.replace("ill/3.png,P11", "ill/3.png,P10"))

@@ -182,12 +182,12 @@ def each(index, size: int, work: Callable, told: str, top: int | None = None) ->
 def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     """All images of an `Index` squashed to squares: uint8 (N, C, size, size), read-only and mapped from a copy on disk.
 
-    The copy is known by the files' paths, sizes and times of change, and ends with its checksum; one that is damaged is
+    The copy is known by the files' paths, sizes, times and inodes, and ends with its checksum; one that is damaged is
     set aside, with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an
     OSError of a full disk; nothing half made remains.
     """
     stats = ((path, path.stat()) for path in index.files if path.exists())
-    key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns}" for path, at in stats))
+    key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns} {at.st_ino}" for path, at in stats))
     path = data_dir() / "cache" / f"{entry.file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index.labels), index.channels, size, size)
 

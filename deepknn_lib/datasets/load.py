@@ -84,7 +84,9 @@ def load_dataset(name, split="paper", fold=1, image_size=48, interpolation="bili
 
 def validation_part(data: Dataset) -> Dataset:
     """A fifth of the training part as test part, by group if the data are split so; the real test part is left out."""
-    train, grouped = data.train, data.info["split"] != "paper"
+    train, tested = data.train, {*data.test.groups}
+    apart = len({*train.groups}) < len(train) and tested.isdisjoint(train.groups)
+    grouped = apart or data.info["split"] != "paper"
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
     part = replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
     if data.info["smallest"] not in part.test.labels:

@@ -51,15 +51,20 @@ def table(path: Path, *columns: str) -> pd.DataFrame:
     """A CSV (or tab-separated .tab) file with at least these columns, as text without outer spaces; or an error."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; see data/README.md for the layout")
-    options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig", "index_col": False}
+    options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig"}
     try:
-        rows = pd.read_csv(path, dtype=str, na_filter=False, **options)
-        rows = rows.rename(columns=str.strip).apply(lambda column: column.str.strip())
+        rows = pd.read_csv(path, dtype=str, na_filter=False, **options).rename(columns=str.strip)
+        if not isinstance(
+            rows.index, pd.RangeIndex
+        ):  # pandas takes the first of too many fields for an index
+            raise ValueError("rows have more fields than the header; put text with commas in quotes")
     except ValueError as error:  # pandas' own errors and those of the encoding
-        raise ValueError(f"{path} cannot be read as a table ({error}); save it as CSV in UTF-8") from error
-    if not set(columns) <= set(rows.columns):
-        raise ValueError(f"{path} needs the columns {', '.join(columns)}; it has {', '.join(rows.columns)}")
-    return rows
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as a table ({told}); save it as CSV in UTF-8") from error
+    if rows.empty or any([*rows.columns].count(column) != 1 for column in columns):
+        told = f"it has {', '.join(rows.columns)} and {len(rows)} rows"
+        raise ValueError(f"{path} needs the columns {', '.join(columns)}, each once, and rows; {told}")
+    return rows.apply(lambda column: column.str.strip())
 
 
 def some(names: Sequence[str], what: str) -> str:
@@ -173,10 +178,11 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
     base = root / "images" if alone else root
     files, notes = images_in(base)
     source = root / "labels.csv"
-    if not source.is_file() and any("/" not in image for image in files):
+    if not source.is_file() and (root.name == "images" or any("/" not in image for image in files)):
         source = root.parent / "labels.csv"  # beside a folder that is nothing but images
     if source.is_file():
         rows, unit = by_table(source, base, files, notes)
+        _refuse(source, [*rows["image"]] * (rows["class"].nunique() < 2), "all of one class; two are needed")
         why = f"without a row in {source.name}"
     else:
         rows, why = by_folders(base, files), "outside of the class folders"
@@ -293,8 +299,8 @@ def other_layout(base: Path, tops: set[str], parts: set[str], paths: list[list[s
 def groups_in(source: Path, base: Path, files: dict[str, Path], left_out: set[str]) -> tuple[pd.Series, str]:
     """The group of each image by `groups.csv`, and what a group is."""
     given = table(source)
-    if "file" not in given or given.shape[1] == 1:
-        raise ValueError(f"{source} needs the column file and one more, such as patient_id")
+    if "file" not in given or given.shape[1] != 2:
+        raise ValueError(f"{source} needs the column file and one more alone, such as patient_id")
     images = full_ids(given.pop("file"), base, source, files)
     rows = pd.DataFrame({"image": images, "group": given.iloc[:, 0]})[~images.isin(left_out)]
     check_rows(rows, files, source)

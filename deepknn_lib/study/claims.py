@@ -1,7 +1,7 @@
 """The paper's ten claims: results → evidence → a word on each comparison → a word on each claim.
 
-The rule was fixed before the numbers: `data/paper/comparisons.csv` lists the comparisons that each claim needs, and
-`bounds.csv` says what its words mean. Rivals that did not learn count for nothing.
+`data/paper/comparisons.csv` lists the comparisons that each claim needs, and `bounds.csv` says what its words mean;
+both were fixed before the numbers. Rivals that did not learn count for nothing.
 """
 
 from collections.abc import Iterable
@@ -65,7 +65,12 @@ def _table(results: Iterable[Result]) -> pd.DataFrame:
         alike = replace(run, **one, k=5, m=5, base=run.base and replace(run.base, **one))
         keys = [run.dataset, run.split, run.fold, setting(run), run.method, run.seed]
         rows.append([*keys, alike, f"K = {run.k}, M = {run.m}", result])
-    return pd.DataFrame(rows, columns=[*_IMAGES, "setting", "method", "seed", "alike", "k_m", "result"])
+    table = pd.DataFrame(rows, columns=[*_IMAGES, "setting", "method", "seed", "alike", "k_m", "result"])
+    if (table.groupby([*_IMAGES, "setting", "method"])["alike"].nunique() > 1).any():
+        raise ValueError(
+            "there are several settings of a method; take results that differ in seeds, K and M alone"
+        )
+    return table
 
 
 def _matched(ours: pd.DataFrame, rival: pd.DataFrame, on: list[str], kind: str = "1:1") -> pd.DataFrame:

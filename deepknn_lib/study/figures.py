@@ -1,8 +1,6 @@
 """Figures in one style: scores with intervals, and curves by epoch."""
 
-import json
 import math
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,12 +14,6 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX
 COLORS = {name: method.color for name, method in METHODS.items()}
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
 _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active terms"}
-
-
-def use_style() -> None:
-    """Set the one style of every figure."""
-    style = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
-    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans", rc=style)
 
 
 def in_one_point(features: np.ndarray) -> bool:

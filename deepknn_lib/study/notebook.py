@@ -1,6 +1,7 @@
 """What every notebook's first cells need: what was asked for, one style, and how to show figures and tables."""
 
 import io
+import json
 import os
 import re
 import sys
@@ -13,19 +14,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import PIL.Image
+import seaborn as sns
 import torch
 from IPython.display import Image, Markdown, display
 from PIL.PngImagePlugin import PngInfo
 
 from deepknn_lib.datasets.load import SPLITS, entry_of, index_of
 from deepknn_lib.storage import figures_dir, repository, whole_file
-from deepknn_lib.study import figures, results
+from deepknn_lib.study import results
 from deepknn_lib.study.experiments import pick_device, versions
 from deepknn_lib.study.runs import PROFILES, make_run
 
-# What a notebook was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to write to,
-# `own` says whether the data set is a folder of the reader's, and `splits` are those to show. `start` fills in that of
-# the notebook that runs.
+# What the notebook that runs was asked to do: `seeds` are a tuple, `device` is `cpu` or `cuda`, `figures` the folder to
+# write to, `own` says whether the data set is a folder of the reader's, and `splits` are those to show.
 Session = namedtuple("Session", "profile dataset seeds device figures own splits")
 _session = Session("demo", "lesions", (), "cpu", figures_dir(), own=False, splits=SPLITS)
 SMOKE = "The smoke profile: one epoch, a test of the machinery. Its numbers are no results."
@@ -44,7 +45,8 @@ def start(profile: str = "", dataset: str = "lesions", seeds: str = "", device: 
     own = dataset.startswith("folder:")
     splits = SPLITS[own and group_of(dataset) == "image" :]  # In a folder without groups the two are one.
     _session = Session(profile, dataset, chosen, pick_device(device).type, figures_dir(), own, splits)
-    figures.use_style()
+    style = json.loads(Path(__file__).with_name("style.json").read_text(encoding="utf-8"))
+    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans", rc=style)
     sys.path.append(str(repository() / "notebooks"))
     np.random.seed(0)
     torch.manual_seed(0)

@@ -102,6 +102,8 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
     rows = results_table(results).rename(columns={"recall_vasc": "vasc"})
     scores = [*SCORES, *rows.columns.intersection(["vasc"])]
     table = over_seeds(rows, [*keys, "k_predict"], scores)
+    if len(over_seeds(rows)) > len(table):
+        raise ValueError("there are several settings of a method; take results that differ in seeds alone")
     same = [(select(results, **row[keys]), row["k_predict"]) for _, row in table.iterrows()]
     return table.join(pd.DataFrame([_intervals(*one) for one in same]))
 
@@ -111,8 +113,6 @@ def _intervals(seeds: list[Result], k_predict: int) -> dict[str, float]:
     from scipy.stats import binomtest
 
     _check_images(seeds)
-    if len({result.run.seed for result in seeds}) < len(seeds):
-        raise ValueError(f"several settings of {seeds[0].run.label}; take those that differ in seeds alone")
     labels = seeds[0].arrays["test_labels"]
     right = np.mean([result.predict(k_predict) == labels for result in seeds], axis=0)
     draws = _draws(seeds[0], right)
