@@ -128,10 +128,8 @@ def test_tables_are_those_of_the_committed_rows(make, arguments, least):
 
 
 def test_counts_of_comparisons_in_readme_are_those_of_the_verdicts():
-    found = [
-        pd.read_csv(FOLDER / f"{name}_evidence.csv")
-        for name in ("skin7", "skin7_64", "chestxray3", "chestxray3_128")
-    ]
+    names = ("skin7", "skin7_64", "chestxray3", "chestxray3_128")
+    found = [pd.read_csv(FOLDER / f"{name}_evidence.csv") for name in names]
     known = "; ".join(pd.concat(map(claims.verdicts, found))[["verdict", "why"]].values.ravel())
     said = re.findall(r"(?:holds in part|contradicted) \(\d+ of \d+\)|\d+ of \d+ comparisons hold", README)
     assert len(said) >= 8 and not [words for words in said if words not in known]
