@@ -30,9 +30,7 @@ class BatchSampler:
 
     def __init__(self, labels, batch_size, mode="proportional", min_per_class=6, classes_per_batch=None):
         labels = torch.as_tensor(labels).cpu()
-        if len(labels) and (
-            labels.ndim != 1 or labels.is_floating_point()
-        ):  # NaN would be a class without images
+        if len(labels) and (labels.ndim != 1 or labels.is_floating_point()):  # NaN is no class
             raise ValueError(f"labels must be integers (N,), got {labels.dtype} {tuple(labels.shape)}")
         if mode not in MODES:
             raise ValueError(f"unknown sampling mode {mode!r}; choose one of {', '.join(MODES)}")

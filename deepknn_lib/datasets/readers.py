@@ -54,9 +54,7 @@ def table(path: Path, *columns: str) -> pd.DataFrame:
     options = {"sep": "\t" if path.suffix == ".tab" else ",", "encoding": "utf-8-sig"}
     try:
         rows = pd.read_csv(path, dtype=str, na_filter=False, **options).rename(columns=str.strip)
-        if not isinstance(
-            rows.index, pd.RangeIndex
-        ):  # pandas takes the first of too many fields for an index
+        if not isinstance(rows.index, pd.RangeIndex):  # The first of too many fields became an index.
             raise ValueError("rows have more fields than the header; put text with commas in quotes")
     except ValueError as error:  # pandas' own errors and those of the encoding
         told = " ".join(str(error).split())
@@ -375,7 +373,8 @@ def from_torchvision(entry: SimpleNamespace, _: str) -> Index:
     from torchvision.datasets import MNIST, STL10
     from torchvision.datasets.utils import extract_archive
 
-    for archive in filter(Path.exists, [entry.root / one["name"] for one in entry.remotes]):
+    files = [entry.root / one["name"] for one in entry.remotes] if os.access(entry.root, os.W_OK) else []
+    for archive in filter(Path.exists, files):
         with claim(archive), contextlib.suppress(FileNotFoundError):  # Another process has done it meanwhile.
             extract_archive(archive, archive.parent, remove_finished=True)
     if entry.kind == "mnist":

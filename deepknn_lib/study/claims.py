@@ -67,9 +67,7 @@ def _table(results: Iterable[Result]) -> pd.DataFrame:
         rows.append([*keys, alike, f"K = {run.k}, M = {run.m}", result])
     table = pd.DataFrame(rows, columns=[*_IMAGES, "setting", "method", "seed", "alike", "k_m", "result"])
     if (table.groupby([*_IMAGES, "setting", "method"])["alike"].nunique() > 1).any():
-        raise ValueError(
-            "there are several settings of a method; take results that differ in seeds, K and M alone"
-        )
+        raise ValueError("there are several settings of a method; let seeds, K and M alone differ")
     return table
 
 

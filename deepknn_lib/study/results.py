@@ -102,8 +102,8 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
     rows = results_table(results).rename(columns={"recall_vasc": "vasc"})
     scores = [*SCORES, *rows.columns.intersection(["vasc"])]
     table = over_seeds(rows, [*keys, "k_predict"], scores)
-    if len(over_seeds(rows)) > len(table):
-        raise ValueError("there are several settings of a method; take results that differ in seeds alone")
+    if len(over_seeds(rows)) > len(table) or rows.duplicated([*keys, "k_predict", "seed"]).any():
+        raise ValueError("there are several settings of a method; let seeds alone differ")
     same = [(select(results, **row[keys]), row["k_predict"]) for _, row in table.iterrows()]
     return table.join(pd.DataFrame([_intervals(*one) for one in same]))
 
