@@ -74,7 +74,8 @@ def test_differences_are_refused_between_other_seeds_or_images(pair):
         (lambda: tables.paired(deep, ce[:-1]), "same seeds"), (lambda: tables.paired(deep, ce[:1] * 2), "same seeds"),
         (lambda: tables.paired([], []), "same seeds"), (lambda: tables.paired(deep, moved), "not the same test images"),
         (lambda: tables.summary([ce[0], moved[1]]), "not the same test images"),
-        (lambda: tables.summary([*ce, result("weighted-ce", lr=0.7)]), "several settings of a method"),
+        *[(lambda other=other: tables.summary([*ce, other]), "several settings of a method")
+          for other in (result("weighted-ce", 9, lr=0.7), ce[0])],
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             call()
