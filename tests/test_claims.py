@@ -86,10 +86,8 @@ def test_groups_of_runs_backbones_validation_and_two_settings_of_a_method():
     held = [replace(r, run=replace(r.run, evaluate_on="validation")) for r in pair]
     assert evidence(held, variants=held).empty and verdicts(evidence([])).empty
     other = replace(pair[0], run=replace(pair[0].run, lr=0.7, seed=9))
-    for more, said in (
-        (variants(settings=[(5, 9)]), "not unique"),
-        ([other], "several settings of a method"),
-    ):
+    twice = variants(settings=[(5, 9)])
+    for more, said in ((twice, "not unique"), ([other], "several settings of a method")):
         with pytest.raises(ValueError, match=said):
             evidence(pair + more)
     short = [made_up.result(r.run.method, r.run.seed, epochs=8) for r in pair]

@@ -162,10 +162,8 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
         assert len({*all_of(found, "groups")}) == 10
     sets.move(root, "images/*.png", "images/flat/{n}.png")
-    assert loaded(f"folder:{root / 'images'}")[0].class_names == (
-        "healthy",
-        "ill",
-    )  # The table goes before folders.
+    found, _ = loaded(f"folder:{root / 'images'}")
+    assert found.class_names == ("healthy", "ill")  # The table goes before folders.
     parts = [f"{line},{('Train', 'val', 'test')[n // 2 % 3]},x" for n, line in enumerate(lines[1:])]
     sets.put(root / "labels.csv", [f"{lines[0]},split,class", *parts])
     found, said = loaded(f"folder:{root}")

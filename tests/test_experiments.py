@@ -158,7 +158,7 @@ def test_what_is_not_whole_is_named_set_aside_and_made_again(again, capsys, recw
     for result in made:
         before = found[result.run.method]
         assert same(before, result) and result.record["smallest"] == before.record["smallest"]
-        assert experiments.folder_of(result.run).exists()
+        assert experiments.Entry.of(result.run).result()
 
 
 def test_what_another_process_is_at_comes_last_and_is_not_done_twice(data, tmp_path):
