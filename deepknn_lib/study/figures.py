@@ -13,7 +13,7 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX
 # Methods of Table 2 have the colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLORS = {name: method.color for name, method in METHODS.items()}
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
-_MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active terms"}
+_MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active triplets"}
 
 
 def in_one_point(features: np.ndarray) -> bool:
@@ -46,7 +46,7 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
             color = COLORS[value["method"]]
             axis.plot([value[f"{score}_low"], value[f"{score}_high"]], [at, at], color=color, lw=1.8)
             axis.plot(value[score], at, ms=6, color=color, **looks[value["split"]])
-        axis.set(title=title, xlabel="per cent (right is better)")
+        axis.set(title=title, xlabel="per cent (better →)")
         axis.grid(axis="x", color="0.9")
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")
