@@ -95,7 +95,7 @@ def _list(text: str) -> list[str]:
 def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() for part in _list(text)):
         raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers with commas between, like 0,1,2")
-    return [int(part) for part in _list(text)]
+    return list(dict.fromkeys(map(int, _list(text))))
 
 
 def _datasets(_: argparse.Namespace) -> None:

@@ -49,6 +49,8 @@ def _threads_for(inputs: Tensor) -> threadpool_limits:
 class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """kNN-basic: the vote of the `n_neighbors` (the paper's K_p) nearest training rows, in the space of X itself.
 
+    X becomes float32, which keeps seven digits: take off a large offset first, as StandardScaler does.
+
     The other methods inherit from it. They learn their space with random numbers that come from `random_state`.
     """
 
@@ -62,7 +64,7 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
         nothing (kNN), the linear map's `mean` and `components`, or the network's weights.
         """
         self._params()
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_samples=2)
+        X, y = validate_data(self, X, y, dtype=np.float32, order="C", ensure_min_samples=2)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -122,7 +124,7 @@ class KNNClassifier(ClassifierMixin, ClassNamePrefixFeaturesOutMixin, Transforme
 
     def _queries(self, X) -> Tensor:
         check_is_fitted(self)
-        inputs = torch.from_numpy(validate_data(self, X, dtype=np.float32, reset=False))
+        inputs = torch.from_numpy(validate_data(self, X, dtype=np.float32, order="C", reset=False))
         with _threads_for(inputs):
             return self._embed(inputs)
 

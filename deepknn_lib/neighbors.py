@@ -3,6 +3,8 @@
 The searches carry no gradient: "the search process is not involved in the derivative" (Section 2.2).
 """
 
+import math
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -31,7 +33,7 @@ def check_batch(features: Tensor, labels: Tensor, **counts: int) -> None:
         found = f"{labels.dtype} {tuple(labels.shape)}"
         raise ValueError(f"labels must be {len(features)} integers, one for each feature row, got {found}")
     for name, value in counts.items():
-        if type(value) is not int or value < 1:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
@@ -103,14 +105,17 @@ def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, e
     if not (queries.isfinite().all() and gallery.isfinite().all()):
         raise ValueError("a feature is not finite (NaN or infinite); look at the training's loss")
     dtype = torch.promote_types(torch.promote_types(queries.dtype, gallery.dtype), torch.float32)
-    center, found = gallery[:: 1 + len(gallery) // 1024].to(dtype).median(0).values, []
+    # A power of two changes no digit, and keeps squares from becoming 0 or infinite.
+    largest = max(map(abs, map(float, gallery.aminmax()))) if gallery.numel() else 0
+    scale = math.ldexp(1.0, min(-math.frexp(largest)[1], 1000))
+    center, found = gallery[:: 1 + len(gallery) // 1024].to(dtype).median(0).values * scale, []
     with torch.autocast(queries.device.type, enabled=False):
         for first in range(0, max(len(queries), 1), chunk):
-            block = queries[first : first + chunk].to(dtype) - center
+            block = queries[first : first + chunk].to(dtype) * scale - center
             rows = torch.arange(first, first + len(block), device=block.device)[:, None]
             best, nearest = block[:, :0], rows[:, :0]
             for start in range(0, len(gallery), 16 * chunk):
-                part = gallery[start : start + 16 * chunk].to(dtype) - center
+                part = gallery[start : start + 16 * chunk].to(dtype) * scale - center
                 scores = torch.addmm(part.float().square().sum(1), block.float(), part.float().T, alpha=-2)
                 columns = scores.topk(min(k + 8, len(part)), largest=False).indices.sort(1).values
                 distances = torch.linalg.vector_norm(part[columns] - block[:, None], dim=2)
@@ -119,7 +124,7 @@ def nearest_neighbors(queries: Tensor, gallery: Tensor, k: int, *, chunk=1024, e
                 both = torch.cat([best, distances], 1)  # rows found before come first, so that they win ties
                 best, order = (part[:, :k] for part in both.sort(dim=1, stable=True))
                 nearest = torch.cat([nearest, columns + start], 1).gather(1, order)
-            found.append((best, nearest))
+            found.append((best / scale, nearest))
     return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 

@@ -113,9 +113,11 @@ def read_whole(path: Path, read: Callable[[Path], object]) -> object | None:
         return None
     try:
         return read(path)
-    except (PermissionError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # NumPy and torch raise many kinds
+        if getattr(error, "errno", None) not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            raise  # It may not be read, or too many files are open: that says nothing about the file.
         warnings.warn(set_aside(path, error), stacklevel=2)
 
 
@@ -145,8 +147,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
 
 def write_csv(table, path: Path) -> None:
     """Write a data frame, numbers with six digits; text that a spreadsheet would run as a formula gets a quote."""
-    formula = re.compile(r"[=@]|[+-](?![\d.])")
-    table = table.map(lambda value: f"'{value}" if isinstance(value, str) and formula.match(value) else value)
+    formula = re.compile(
+        r"[=@\t\r]|[+-](?!\d*\.?\d+($| \[[^a-zA-Z|]*$))"
+    )  # not 5, nor 2.1 [0.3, 4.0] with signs
+
+    def safe(value):
+        return f"'{value}" if isinstance(value, str) and formula.match(value) else value
+
+    table = table.map(safe).rename(columns=safe)
     with whole_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
 

@@ -82,6 +82,7 @@ DICOM = {
     "first frame": (np.stack([RAMP, RAMP[::-1], RAMP * 0]), {}, RAMP),
     "colours, without window": (NOISE, {"WindowCenter": "40", "WindowWidth": "9"}, NOISE),
     "rescaled": (TWELVE, RESCALED, TWELVE / 4095 * 255),
+    "slope below 0": (TWELVE, RESCALED | {"RescaleSlope": "-1"}, 255 - TWELVE / 4095 * 255),
     "signed": (SIGNED, {"bits": 16}, (SIGNED.astype(float) + 32768) / 257),
     "window, inverted": (TWELVE, HOUNSFIELD | {"PhotometricInterpretation": "MONOCHROME1"}, 255 - WINDOWED),
 }  # fmt: skip

@@ -164,11 +164,19 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     sets.move(root, "images/*.png", "images/flat/{n}.png")
     found, _ = loaded(f"folder:{root / 'images'}")
     assert found.class_names == ("healthy", "ill")  # The table goes before folders.
-    parts = [f"{line},{('Train', 'val', 'test')[n // 2 % 3]},x" for n, line in enumerate(lines[1:])]
-    sets.put(root / "labels.csv", [f"{lines[0]},split,class", *parts])
+    parts = [f"{n},{line},{('Train', 'val', 'test')[n // 2 % 3]},x" for n, line in enumerate(lines[1:])]
+    sets.put(root / "labels.csv", [f"lesion_id,{lines[0]},split,class", *parts])
     found, said = loaded(f"folder:{root}")
     assert (len(found.train), len(found.test)) == (14, 6) and "6 images of the split val are put to" in said
     assert shared(datasets.validation_part(found)) == shared(found) == 0  # These parts keep patients apart.
+    for name, columns in (
+        ("labels.csv", (0, 1)),
+        ("groups.csv", (0, 2)),
+    ):  # Both lie beside the folder of images.
+        cells = [[line.split(",")[at] for at in columns] for line in lines]
+        sets.put(root / name, [",".join(row).replace("image,patient", "file,patient") for row in cells])
+    again, _ = loaded(f"folder:{root / 'images'}", "grouped")
+    assert [info["unit"] for info in (found.info, again.info)] == ["patient"] * 2 and shared(again) == 0
 
 
 def test_patients_are_read_from_dicom_unless_all_are_one(data):

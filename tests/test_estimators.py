@@ -56,6 +56,8 @@ def test_each_finds_the_features_that_noise_drowns_and_the_same_again(drowned, n
     assert raw < 0.6 and learnt.score(others, truth) > raw + 0.15
     space, rival = learnt.transform(others), KNeighborsClassifier(1).fit(learnt.transform(vectors), names)
     assert (learnt.predict(others) == rival.predict(space)).mean() > 0.99
+    backwards = others.astype(np.float32)[::-1]  # negative strides, which torch does not take
+    assert np.array_equal(learnt.predict(backwards), learnt.predict(others)[::-1])
     assert told == learnt.history_ and len(told) == settings.get("epochs", 0)
     assert np.array_equal(clone(learnt).fit(vectors, names).transform(others), space)
 

@@ -1,5 +1,6 @@
 """Executing runs: once each, bases first, from a cache that knows its data, under faults; and the command line."""
 
+import errno
 import os
 import shutil
 import threading
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
-from deepknn_lib.storage import claim, whole_file
+from deepknn_lib.storage import claim, read_whole, whole_file
 from deepknn_lib.study import experiments
 from deepknn_lib.study.runs import make_run
 
@@ -161,6 +162,15 @@ def test_what_is_not_whole_is_named_set_aside_and_made_again(again, capsys, recw
         assert experiments.Entry.of(result.run).result()
 
 
+def test_what_cannot_be_read_now_is_left_where_it_is(tmp_path):
+    def read(path):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with pytest.raises(OSError, match="too many"):
+        read_whole(tmp_path, read)
+    assert tmp_path.exists()
+
+
 def test_what_another_process_is_at_comes_last_and_is_not_done_twice(data, tmp_path):
     runs, done = [digits(seed=0), digits(seed=1)], []
     first, (one, other) = experiments.execute(runs[0], "cpu"), map(experiments.folder_of, runs)
@@ -252,7 +262,7 @@ def test_grid_writes_rows_and_epochs(capsys, tmp_path):
 def test_grid_goes_in_an_order_that_makes_every_run_count(monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "execute_all", lambda runs, *_: asked.extend(runs) or [])
-    command = f"{GRID} --methods knn,triplet --seeds 0,1 --dataset lesions,digits --sweeps"
+    command = f"{GRID} --methods knn,triplet --seeds 0,1,01 --dataset lesions,digits --sweeps"
     assert cli.main(command.split()) == 0
     order = [(s, d, m) for s in (0, 1) for d in ("lesions", "digits") for m in ("knn", "triplet")]
     assert [(run.seed, run.dataset, run.method) for run in asked[:8]] == order

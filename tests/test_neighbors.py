@@ -28,7 +28,7 @@ def test_mined_neighbours_are_those_of_the_loops_nearest_first(mine, k, m):
     for i in range(24):
         for side, truth in enumerate(reference.neighbors(features, labels, i)):
             assert near[side][i][near[side + 2][i]].tolist() == truth[: (k, m)[side]]
-    alike = mine(ONES, LABELS, 1, 1)
+    alike = mine(ONES, LABELS, np.int64(1), 1)
     assert alike.positive.tolist() == [[1], [0], [3], [2]]  # No image is its own positive; its duplicate is.
 
 
@@ -85,6 +85,11 @@ def test_rows_far_from_all_others_blur_no_distance():
     gallery = torch.cat([points(200), torch.full((3, 5), 1e8)])
     _, indices = nearest_neighbors(gallery, gallery, 3)
     assert torch.equal(indices, reference.search(gallery, gallery, 3, False))
+    for scale in (1e-30, 1e30):  # The squares of such numbers are 0, or infinite, in float32.
+        distances, found = nearest_neighbors(*[gallery[:200].float() * scale] * 2, 3)
+        assert (
+            torch.equal(found, indices[:200]) and distances[:, 1].isfinite().all() and distances[:, 1].all()
+        )
 
 
 def test_memory_is_bounded_by_the_chunk():

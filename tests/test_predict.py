@@ -27,7 +27,8 @@ def place(tmp_path_factory):
     save_file(build_network("resnet18", seed=5).backbone.state_dict(), weights)
     kinds = ("deep-knn", "weighted-ce", "knn", "mlp-deep-knn")
     runs = {kind: make_run(name, kind, "smoke") for kind in kinds}
-    runs["pretrained"] = make_run(name, "knn", "smoke", backbone="resnet18", weights=str(weights))
+    other = {"backbone": "resnet18", "weights": str(weights), "precision": "bf16"}
+    runs["pretrained"] = make_run(name, "knn", "smoke", **other)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPKNN_DATA", str(root / "data"))
         results = experiments.execute_all(runs.values(), "cpu", 1)
@@ -82,6 +83,12 @@ def test_the_command_judges_by_a_run_as_it_was_asked_for_and_names_bad_files(pla
     status = [cli.main([*command, *figure]) for figure in ([], files)]
     (root / "away").rename(root / "set")
     assert status == [1, 2] and "there is no folder" in capsys.readouterr().err
+    first, other = sorted((root / "set").rglob("*.png"))[:2]
+    kept = first.read_bytes()
+    put(first, other.read_bytes())
+    status = cli.main([*command, *files])
+    put(first, kept)
+    assert status == 2 and "has other images or labels than the run had" in capsys.readouterr().err
 
 
 def test_a_scan_of_12_bits_is_shown_as_those_of_the_run_were(data, tmp_path):
@@ -95,6 +102,17 @@ def test_a_scan_of_12_bits_is_shown_as_those_of_the_run_were(data, tmp_path):
     found = predict(experiments.folder_of(run), tmp_path / "set" / own)
     np.testing.assert_allclose(found.features[0], result.arrays["train_features"][0], atol=1e-5)
     assert found.table["neighbour_1"].tolist() == [own] and result.record["white"] == 4095
+    put(tmp_path / "bright.png", np.full((32, 32), 5000, np.uint16))
+    with pytest.raises(ValueError, match="go up to 5000, those of the set to 4095"):
+        predict(experiments.folder_of(run), tmp_path / "bright.png")
+
+
+def test_no_image_depends_on_those_beside_it(place, tmp_path):
+    folder, grey = place[1]["knn"][1], np.arange(900, dtype=np.uint16).reshape(30, 30)
+    put(tmp_path / "b.png", 10 * grey)
+    alone = predict(folder, tmp_path).features[0]
+    put(tmp_path / "a.png", 70 * grey)
+    assert np.array_equal(predict(folder, tmp_path).features[1], alone)
 
 
 @pytest.mark.parametrize("option, value, said", [

@@ -67,6 +67,14 @@ def test_a_paired_difference_is_that_of_the_means_and_0_against_itself(results, 
     assert (strict["low"] < gap["low"]).all() and (strict["high"] > gap["high"]).all()
 
 
+def test_each_k_p_is_judged_by_the_runs_that_have_it():
+    one, both = (
+        [result("deep-knn", s, s + 0.3, k_predict=3 + 2 * s) for s in seeds] for seeds in ((0,), (0, 1))
+    )
+    alone, with_other = (tables.summary(found).set_index("k_predict").loc[3] for found in (one, both))
+    assert alone.equals(with_other)
+
+
 def test_differences_are_refused_between_other_seeds_or_images(pair):
     deep, ce = pair
     moved = [replace(r, arrays=r.arrays | {"test_ids": r.arrays["test_ids"][::-1]}) for r in ce]
@@ -76,6 +84,7 @@ def test_differences_are_refused_between_other_seeds_or_images(pair):
         (lambda: tables.summary([ce[0], moved[1]]), "not the same test images"),
         *[(lambda other=other: tables.summary([*ce, other]), "several settings of a method")
           for other in (result("weighted-ce", 9, lr=0.7), ce[0])],
+        (lambda: tables.summary([result("triplet"), result("triplet", 1, k=9)]), "several settings of a method"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             call()
@@ -114,12 +123,14 @@ def test_tables_to_read_have_a_star_where_the_interval_excludes_0_and_text_is_no
     assert shown.values.tolist() == [["b", "+2.1 [+0.3, +4.0] *", "-3.0 [-5.5, -0.1] *", "+1.0 [+0.0, +2.0]"]]
     table = pd.DataFrame({"a|b": ["x|y"], "n": [1.25], "none": [np.nan]})
     assert tables.markdown(table).splitlines()[1:] == ["| --- | ---: | ---: |", "| x\\|y | 1.2 | – |"]
-    names = ["<img src=x onerror=alert(1)>", '=HYPERLINK("x")', "-ve", "-1.5 [-2, -1]"]
-    table = pd.DataFrame({"n": 1.25, "class": names})
+    bad = ['=HYPERLINK("x")', "-ve", "-2+3+cmd|'x'!A0", "-2 +cmd|'x'!A0", "\t=1"]
+    names = ["<img src=x onerror=alert(1)>", "-1.5 [-2, -1]", "+.5", *bad]
+    table = pd.DataFrame({"n": 1.25, "class": names, "=x": 1})
     assert "<" not in tables.markdown(table)
     tables.save_rows(table, "t")
     stored = pd.read_csv(figures_dir() / "tables" / "t.csv")
-    assert [*stored["class"]] == [names[0], f"'{names[1]}", "'-ve", names[3]] and stored["n"][0] == 1.25
+    assert [*stored["class"]] == [*names[:3], *(f"'{name}" for name in bad)] and stored["n"][0] == 1.25
+    assert [*stored] == ["n", "class", "'=x"]
 
 
 def test_over_seeds_is_the_mean_and_sd_of_runs_that_agree_in_every_setting():

@@ -129,8 +129,13 @@ def test_a_page_is_made_again_when_what_it_was_made_from_changes(place, monkeypa
     patients = [f"{c}/{n}.png,{n // 2}" for c in ("healthy", "ill") for n in range(10)]
     put(tmp_path / "images/groups.csv", ["file,patient", *patients])
     seen += marks(*own)
-    monkeypatch.setenv("DEEPKNN_WEIGHTS", "elsewhere")
-    assert len({*seen, *marks()}) == 12
+    put(tmp_path / "images/groups.csv", ["file,lesion", *patients])
+    seen += marks(*own)
+    monkeypatch.setenv("DEEPKNN_WEIGHTS", str(tmp_path / "weights"))
+    for content in ("1", "other"):
+        put(tmp_path / "weights/resnet18.safetensors", content)
+        seen += marks()
+    assert len({*seen}) == 14
 
 
 def test_a_kernel_that_dies_fails_its_notebook_and_failfast_stops_there(place, capsys, monkeypatch):

@@ -100,6 +100,8 @@ def _grey(image: Image.Image, data: bytes, top: int) -> Image.Image:
         raise ValueError(f"its numbers, {low:g} to {high:g}, are no 16-bit greys from black to white")
     told = _told_range(greys, data, tags)
     black, white = told or (0, top)
+    if not told and high > top:
+        raise ValueError(f"its greys go up to {high}, those of the set to {top}")
     shares = (greys.astype(float) - black) / ((white - black) / 255)
     made = Image.fromarray(np.rint(np.clip(shares, 0, 255)).astype(np.uint8))
     made.info = {} if told else {"largest": int(high)}
@@ -130,6 +132,7 @@ def _dicom(file: io.BytesIO) -> Image.Image:
         raise ValueError("its values stand in a palette or table")
     low = -(1 << header.BitsStored - 1) if header.PixelRepresentation else 0
     ends = apply_modality_lut(np.array([low, low + (1 << header.BitsStored) - 1]), header)  # become 0 and 255
+    ends = np.sort(ends) if header.get("WindowCenter") is None else ends  # A window turns with the slope.
     values = apply_modality_lut(pixel_array(header, index=0), header)
     values = apply_voi_lut(values, header) if kind.startswith("MONOCHROME") else values
     shares = np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1)

@@ -190,8 +190,9 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
     index = index_of_rows(rows, files, tuple(sorted({*rows["class"]} - {""})), source, unit)
     if unit:
         return replace(index, notes=tuple(notes))
-    if (root / "groups.csv").is_file():
-        groups, unit = groups_in(root / "groups.csv", base, files, left_out)
+    beside = [folder / "groups.csv" for folder in (root, source.parent)]
+    if named := next(filter(Path.is_file, beside), None):
+        groups, unit = groups_in(named, base, files, left_out)
     else:
         groups, unit = patients_in_headers(files, notes)
         notes += [] if unit else likely_patients(index)
@@ -228,7 +229,8 @@ def by_table(source: Path, base: Path, files: dict[str, Path], notes: list[str])
     """Image, class and perhaps group and part by `labels.csv`; and what a group is, if it has such a column."""
     given = table(source, "image", "label")
     units = {column: UNIT.sub("", column).lower() for column in given}
-    group = next((column for column, unit in units.items() if unit in ("patient", "lesion", "group")), "")
+    columns = {unit: column for column, unit in units.items()}  # A patient may have several lesions.
+    group = next((columns[unit] for unit in ("patient", "lesion", "group") if unit in columns), "")
     if unused := [column for column in given if column not in ("image", "label", "split", group)]:
         notes.append(f"{source.name}: the columns {', '.join(unused)} are not used")
     rows = pd.DataFrame({"image": full_ids(given["image"], base, source, files), "class": given["label"]})

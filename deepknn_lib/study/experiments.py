@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepknn_lib import storage
-from deepknn_lib.datasets import Dataset, Rows, load_dataset, validation_part
+from deepknn_lib.datasets import Dataset, Rows, dataset_digest, load_dataset, validation_part
 from deepknn_lib.datasets.decode import deep_greys
 from deepknn_lib.datasets.load import entry_of, index_of
 from deepknn_lib.models import Network, build_network, extract_features, preprocessing
@@ -168,7 +168,7 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
     record = {"class_names": names, "class_counts": counts}
     record |= {name: data.info[name] for name in ("smallest", "synthetic")}
     count, _, white = deep_greys(index_of(entry_of(run.dataset), run.split).files)
-    record["white"] = white if count else None  # of 16-bit greys, for predict
+    record |= {"white": white if count else None, "images": images_of(run)}  # of 16-bit greys; for predict
     return Result(run, arrays, history, record), network.state_dict()
 
 
@@ -195,7 +195,9 @@ def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None)
     network = build_network(run.backbone, **options)
     if state:
         network.load_state_dict(state)
-        network.precision = run.precision
+        network.precision = (
+            run.precision if METHODS[run.method].loss else "float32"
+        )  # as its features were made
     pixels = preprocessing(run.backbone, run.weights)  # They are no part of the state.
     network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
     return network
@@ -206,6 +208,12 @@ def parts(run: Run) -> Dataset:
     how = preprocessing(run.backbone, run.weights)["interpolation"]
     data = load_dataset(run.dataset, run.split, run.fold, run.image_size, how)
     return data if run.evaluate_on == "test" else validation_part(data)
+
+
+def images_of(run: Run) -> str:
+    """A digest of the images, labels and split of a run, without those of its weights."""
+    how = preprocessing(run.backbone, run.weights)["interpolation"]
+    return dataset_digest(run.dataset, run.split, run.fold, run.image_size, how)
 
 
 def pick_device(device: str) -> torch.device:

@@ -21,7 +21,7 @@ from deepknn_lib.models import Network, extract_features, preprocessing
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import check_writable, data_dir, whole_file, write_csv
 from deepknn_lib.study.cache import Result, read_run
-from deepknn_lib.study.experiments import network_of, parts
+from deepknn_lib.study.experiments import images_of, network_of, parts
 from deepknn_lib.study.runs import METHODS, SOFTMAX
 
 PICTURED, PICTURES = 30, (".png", ".pdf", ".svg", ".jpg")  # images in one; its kinds
@@ -76,7 +76,8 @@ def predict(folder: Path, images: Path) -> Predictions:
 
 def _each(result: Result, files: list[Path], work: Callable) -> dict[Path, object]:
     """What `work` makes of each file's pixels, uint8 (1, 3, S, S) as the run's set has them; or why it is bad."""
-    run, rows, white = result.run, np.arange(len(files)), result.record.get("white")  # earlier versions: none
+    # White is that of the run's own 16-bit greys, so that no image depends on those beside it.
+    run, rows, white = result.run, np.arange(len(files)), result.record.get("white") or 65535
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     index = Index(rows, rows, rows, (), files)
     made = each(index, size, lambda image: work(resize(image[None], size, how)), "reading", white)
@@ -112,11 +113,13 @@ def picture(found: Predictions):
     """
     from matplotlib.figure import Figure
 
-    train, rows = parts(found.result.run).train, found.table.head(PICTURED)
+    run, rows = found.result.run, found.table.head(PICTURED)
+    train, known = parts(run).train, found.result.record.get("images")  # Earlier versions have none.
     at, ids = {name: row for row, name in enumerate(train.ids)}, rows.filter(regex="^neighbour_")
-    if gone := {*ids.to_numpy().ravel()} - {*at}:
-        told = f"{found.result.run.dataset} has no image {min(gone)} any more"
-        raise ValueError(f"{told}; a picture needs the run's images")
+    gone = {*ids.to_numpy().ravel()} - {*at}
+    if gone or known not in (None, images_of(run)):
+        told = f"no image {min(gone)} any more" if gone else "other images or labels than the run had"
+        raise ValueError(f"{run.dataset} has {told}; a picture needs the run's images")
     k, images = ids.shape[1], [*map(Path, rows["image"])]
     shown = _each(found.result, images, lambda image: image[0])
     figure = Figure((1.7 * (k + 1), 2.2 * len(rows)), layout="constrained")

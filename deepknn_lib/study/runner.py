@@ -94,7 +94,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
     if args.save_outputs:
         solutions = [path.parent / "solutions" / path.name for path in paths]
         paths += [path for path in solutions if path.exists()]
-    return parameters, _marks(paths, parameters, index_of(entry) if own else None)
+    return parameters, _marks(paths, parameters, index_of(entry), entry.root)
 
 
 def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
@@ -111,10 +111,15 @@ def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
     return [path for number, path in known.items() if number in wanted]
 
 
-def _marks(paths: list[Path], parameters: dict[str, str], own) -> dict[Path, str]:
-    """A digest for each notebook, of its cells and of all that it reads, the images of an `Index` among it."""
-    images = [(str(file), file.stat().st_mtime_ns) for file in own.files if file.is_file()] if own else []
-    images += [own.labels.tolist(), own.groups.tolist(), np.ravel(own.parts).tolist()] if own else []
+def _marks(paths: list[Path], parameters: dict[str, str], index, root: Path) -> dict[Path, str]:
+    """A digest for each notebook, of its cells and of all that it reads: the images of an `Index`, tables, weights."""
+    weights = [*Path(folder).expanduser().glob("*")] if (folder := os.environ.get("DEEPKNN_WEIGHTS")) else []
+    known = {
+        path: path.stat() for path in [*index.files, *root.glob("*.csv"), *sorted(weights)] if path.is_file()
+    }
+    images = [(str(path), of.st_size, of.st_mtime_ns) for path, of in known.items()]
+    arrays = [np.ravel(of).tolist() for of in (index.labels, index.groups, index.parts)]
+    images += [index.class_names, index.unit, index.key, *arrays]
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
     device = pick_device(parameters["device"]).type
     seen = [parameters | {"device": device}, images, given, available(), versions()]

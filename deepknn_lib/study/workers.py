@@ -107,7 +107,9 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
 
     def submit():
         """Keep the workers busy; not with all at once, as the files of a base go with each entry."""
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        if "workers" not in (known := client.scheduler_info(n_workers=-1)):
+            raise OSError(f"the scheduler at {address} is gone; start it and its workers again")
+        workers = known["workers"].values()
         needs = {"GPU": 1} if any("GPU" in worker["resources"] for worker in workers) else None
         for entry in islice(waiting, max(2 * len(workers) - running.count(), 1)):
             task = work, entry, entry.base and _files(entry.base)
@@ -120,7 +122,7 @@ def on_cluster(address: str, work: Callable, entries: list[Entry]) -> Iterator[E
         submit()
         for future, ended in running:
             if future.status != "finished":
-                told = f"Dask gave it up: {future.exception()}"
+                told = f"Dask gave it up: {future.exception() or future.status}"
                 ended = Ended(entry_of[future.key], None, RuntimeError(told))
             elif ended.value:
                 _put(ended.entry, ended.value)
