@@ -1,7 +1,7 @@
 """The tables of this folder, from the runs they are made of.
 
 `python data/results/make.py` writes every table whose runs are all done, and says of the others what is missing. With
-`--train` it trains what is missing first, about 14 hours on two cores; `skin7_128` and `skin7_paper` need a GPU. The
+`--train` it trains what is missing first, about 16 hours on two cores; `skin7_128` and `skin7_paper` need a GPU. The
 images have to be there (`python -m deepknn_lib verify skin7`, `chestxray3`, `sd198`), and DEEPKNN_WEIGHTS has to name a
 folder with `resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. The tables of trials are made by `trials.py`.
 """
@@ -52,9 +52,11 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     # The same runs as some of skin7_128, whose predictions stayed on the GPU's machine.
-    by_lesion = [(PAIR, (0, 1, 2)), (("semi-hard", "supcon"), (0, 1))]
+    by_lesion = [(PAIR, (0, 1, 2)), (("triplet", "deep-knn-ft", "semi-hard", "supcon"), (0, 1))]
     plan = [(methods, ("grouped",), seeds) for methods, seeds in by_lesion] + [(PAIR, ("paper",), (0, 1))]
     found["skin7_128_cpu"] = [run for part in plan for run in grid("skin7", "finetune", *part, **TUNED)]
+    larger = {"image_size": 160, "epochs": 20, "lr_decay_every": 4}
+    found["skin7_160"] = grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED, **larger)
     for name, split in (("sd198", "paper"), ("chestxray3", "grouped")):
         found[f"{name}_128"] = grid(name, "finetune", PAIR, (split,), (0, 1), **TUNED)
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
@@ -115,7 +117,7 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
         found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "finetune")), [name]
         tables = TABLES.get(name, TABLES.get(kind, ()))
         found |= {f"{name}_{table}": (makers[table], [name]) for table in tables}
-    alone = ("ladder", "paper", "128", "128_cpu", "64")  # they have their own evidence, or none
+    alone = ("ladder", "paper", "160", "128", "128_cpu", "64")  # they have their own evidence, or none
     compared = [name for name, kind in kinds.items() if kind not in alone]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]

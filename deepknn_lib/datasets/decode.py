@@ -68,7 +68,7 @@ def open_image(path: Path, top: int = 65535) -> Image.Image:
 
     EXIF's orientation is applied, transparent pixels lie over white, of several frames or pages the first is taken; an
     ICC profile is ignored. DICOM is shown in its window, and MONOCHROME1 inverted. Greys of 16 bits are scaled by the
-    range in the file's header. Where there is none, `top` becomes white and `info["largest"]` is the largest grey.
+    range in the file's header; without one `top` becomes white, more is refused, and `info["largest"]` is the largest.
     """
     data = b""
     try:
