@@ -112,14 +112,15 @@ def test_what_learns_on_features_says_that_it_did_so_on_the_cpu(again, monkeypat
 
 def test_a_run_that_fails_leaves_the_others_going_and_is_named(data, tmp_path, capsys):
     wide = digits("weighted-ce", lr=1e30)
-    runs = [wide, replace(digits("deep-knn-ft"), base=wide), digits("triplet", k_predict=9999), digits()]
-    said = "loss is nan.*which it starts from, failed: .*loss is nan.*only 1436 training images can vote"
+    runs = [wide, replace(digits("deep-knn-ft"), base=wide), digits("triplet", k_predict=9999)]
+    runs += [digits(k_predict=2000), digits()]  # of one training, where too many shall vote for one
+    said = "loss is nan.*which it starts from, failed: .*loss is nan.*9999.*2000, but only 1436 training images can"
     with pytest.raises(FloatingPointError, match=said):
         experiments.execute_all(runs, "cpu", 1)
     assert [path.name[:10] for path in data.glob("runs/[!.]*")] == ["digits-knn"]
     failed = {}
     done = experiments.execute_all(runs, "cpu", 1, failed=failed)
-    assert [*failed] == runs[:3] and done[:3] == [None] * 3 and done[3].run == runs[3]
+    assert [*failed] == runs[:4] and done[:4] == [None] * 4 and done[4].run == runs[4]
     out = tmp_path / "rows.csv"
     command = f"{GRID} --methods knn,weighted-ce --seeds 0 --dataset digits --lr 1e30 --jobs 1 --out {out}"
     assert cli.main(command.split()) == 1

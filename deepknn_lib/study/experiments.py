@@ -27,6 +27,8 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX, Run
 from deepknn_lib.study.workers import KINDS, Ended, on_cluster, on_processes
 from deepknn_lib.training import collapsed, fit
 
+FEW = "k_predict is {}, but only {} training images can vote"
+
 
 def execute(run: Run, device: str = "auto") -> Result:
     """Execute a run, or load it if that was done before on the same data; see `execute_all`."""
@@ -61,7 +63,9 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     runs = list(runs)
     entries = {run: Entry.of(run) for run in runs}
     found = {entry: result for entry in dict.fromkeys(entries.values()) if (result := entry.result())}
-    missing = [entry for entry in entries.values() if entry not in found]
+    # Of runs that share a training, the one with the fewest votes is trained, as it asks for least.
+    least = {entry: entry for entry in sorted(entries.values(), key=lambda entry: -entry.run.k_predict)}
+    missing = [least[entry] for entry in entries.values() if entry not in found]
     bases = dict.fromkeys(entry.base for entry in missing if entry.base and entry.base not in found)
     todo = dict.fromkeys([base for base in bases if not base.result()] + missing)
     spread = partial(on_cluster, cluster) if cluster else partial(on_processes, min(jobs, len(todo) or 1))
@@ -75,14 +79,21 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
                     errors[ended.entry] = ended.error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{total - len(todo) - len(errors)} of {total} done") from None
-    if errors and failed is None:
-        first = next(iter(errors.values()))
-        kind = next(kind for kind in KINDS if isinstance(first, kind))
-        raise kind("; ".join(f"{entry.run.label}: {error}" for entry, error in errors.items())) from first
-    if errors:
-        failed |= {run: errors[entry] for run, entry in entries.items() if entry in errors}
     found |= {entry: entry.result() for entry in missing if entry not in errors}
-    return [replace(found[entries[run]], run=run) if entries[run] in found else None for run in runs]
+    galleries = {
+        run: len(found[entry].arrays["train_labels"]) for run, entry in entries.items() if entry in found
+    }
+    wrong = {run: errors[entry] for run, entry in entries.items() if entry in errors}
+    wrong |= {
+        run: ValueError(FEW.format(run.k_predict, n)) for run, n in galleries.items() if n < run.k_predict
+    }
+    if wrong and failed is None:
+        first = next(iter(wrong.values()))
+        kind = next(kind for kind in KINDS if isinstance(first, kind))
+        raise kind("; ".join(f"{run.label}: {error}" for run, error in wrong.items())) from first
+    if wrong:
+        failed |= wrong
+    return [None if run in wrong else replace(found[entries[run]], run=run) for run in runs]
 
 
 def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterator[Ended]:
@@ -147,7 +158,7 @@ def _on_images(entry: Entry, where: torch.device) -> tuple[Result, dict[str, Ten
     run, data = entry.run, parts(entry.run)
     both, names = {"train": data.train, "test": data.test}, data.class_names
     if run.k_predict > len(data.train):
-        raise ValueError(f"k_predict is {run.k_predict}, but only {len(data.train)} training images can vote")
+        raise ValueError(FEW.format(run.k_predict, len(data.train)))
     network = network_of(run, len(names)).to(where)
     if entry.base:  # Its classifier is dropped, as the paper does for deep kNN*.
         own = load_file(entry.base.folder / "model.safetensors")
