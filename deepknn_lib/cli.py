@@ -78,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
             how = {"type": kind, "metavar": kind.__name__}
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
             group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
-    add = command("predict", _predict, "classify images with a run; show their neighbours").add_argument
+    told, show = "classify images with a run; show their neighbours", predict.report
+    judge = command("predict", lambda asked: show(asked.folder, asked.images, asked.out, asked.figure), told)
+    add = judge.add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")
     add("--out", type=Path, metavar="FILE", help="the table as CSV (default: it is printed)")
@@ -136,10 +138,6 @@ def _run(asked: argparse.Namespace) -> None:
         print(results.markdown(table.iloc[:, :14]))  # the recalls of ten classes
     else:
         print(json.dumps({"run": run.key, "scores": scores}))
-
-
-def _predict(asked: argparse.Namespace) -> int:
-    return predict.report(asked.folder, asked.images, asked.out, asked.figure)
 
 
 def _grid(asked: argparse.Namespace) -> int:
