@@ -147,9 +147,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
 
 def write_csv(table, path: Path) -> None:
     """Write a data frame, numbers with six digits; text that a spreadsheet would run as a formula gets a quote."""
-    formula = re.compile(
-        r"[=@\t\r]|[+-](?!\d*\.?\d+($| \[[^a-zA-Z|]*$))"
-    )  # not 5, nor 2.1 [0.3, 4.0] with signs
+    # A number with a sign is none, alone or with its interval in brackets.
+    formula = re.compile(r"[=@\t\r]|[+-](?!\d*\.?\d+($| \[[^a-zA-Z|]*$))")
 
     def safe(value):
         return f"'{value}" if isinstance(value, str) and formula.match(value) else value

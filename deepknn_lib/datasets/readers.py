@@ -168,7 +168,8 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
     """Anyone's images with a `labels.csv`, or in class folders; ValueError if they and their tables do not fit.
 
     Class folders lie in the set's folder, in its `images/` if no other folder has images, or in `train/` and `test/`.
-    Groups are those of `labels.csv`, else of `groups.csv`, else the patients in DICOM's headers.
+    Groups are those of `labels.csv`, else of `groups.csv`, in the set's folder or beside a folder of images; else the
+    patients in DICOM's headers.
     """
     root, unit = entry.root, ""
     others = [path for path in root.glob("[!._]*/") if path.name != "images"]
@@ -190,9 +191,9 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
     index = index_of_rows(rows, files, tuple(sorted({*rows["class"]} - {""})), source, unit)
     if unit:
         return replace(index, notes=tuple(notes))
-    beside = [folder / "groups.csv" for folder in (root, source.parent)]
-    if named := next(filter(Path.is_file, beside), None):
-        groups, unit = groups_in(named, base, files, left_out)
+    beside = source.parent if source.is_file() or root.name == "images" else root
+    if named := [path for folder in (root, beside) if (path := folder / "groups.csv").is_file()]:
+        groups, unit = groups_in(named[0], base, files, left_out)
     else:
         groups, unit = patients_in_headers(files, notes)
         notes += [] if unit else likely_patients(index)

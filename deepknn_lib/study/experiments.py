@@ -80,13 +80,10 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{total - len(todo) - len(errors)} of {total} done") from None
     found |= {entry: entry.result() for entry in missing if entry not in errors}
-    galleries = {
-        run: len(found[entry].arrays["train_labels"]) for run, entry in entries.items() if entry in found
-    }
     wrong = {run: errors[entry] for run, entry in entries.items() if entry in errors}
-    wrong |= {
-        run: ValueError(FEW.format(run.k_predict, n)) for run, n in galleries.items() if n < run.k_predict
-    }
+    for run, entry in entries.items():
+        if entry in found and run.k_predict > (n := len(found[entry].arrays["train_labels"])):
+            wrong[run] = ValueError(FEW.format(run.k_predict, n))
     if wrong and failed is None:
         first = next(iter(wrong.values()))
         kind = next(kind for kind in KINDS if isinstance(first, kind))
@@ -206,9 +203,8 @@ def network_of(run: Run, n_classes: int, state: dict[str, Tensor] | None = None)
     network = build_network(run.backbone, **options)
     if state:
         network.load_state_dict(state)
-        network.precision = (
-            run.precision if METHODS[run.method].loss else "float32"
-        )  # as its features were made
+        # Features for which nothing was trained were made in float32.
+        network.precision = run.precision if METHODS[run.method].loss else "float32"
     pixels = preprocessing(run.backbone, run.weights)  # They are no part of the state.
     network.mean, network.std = torch.tensor(pixels["mean"]), torch.tensor(pixels["std"])
     return network

@@ -113,11 +113,11 @@ def _chosen(only: str, left_out: tuple[str, ...]) -> list[Path]:
 
 def _marks(paths: list[Path], parameters: dict[str, str], index, root: Path) -> dict[Path, str]:
     """A digest for each notebook, of its cells and of all that it reads: the images of an `Index`, tables, weights."""
-    weights = [*Path(folder).expanduser().glob("*")] if (folder := os.environ.get("DEEPKNN_WEIGHTS")) else []
-    known = {
-        path: path.stat() for path in [*index.files, *root.glob("*.csv"), *sorted(weights)] if path.is_file()
-    }
-    images = [(str(path), of.st_size, of.st_mtime_ns) for path, of in known.items()]
+    named = [os.environ.get(name, "") for name in ("DEEPKNN_WEIGHTS", "DEEPKNN_SKIN7_FOLDS")]
+    named = [Path(path).expanduser() for path in named if path]
+    tables = {*root.glob("*.csv"), *named, *(path for folder in named for path in folder.glob("*"))}
+    there = [(path, path.stat()) for path in [*index.files, *sorted(tables)] if path.is_file()]
+    images = [(str(path), of.st_size, of.st_mtime_ns) for path, of in there]
     arrays = [np.ravel(of).tolist() for of in (index.labels, index.groups, index.parts)]
     images += [index.class_names, index.unit, index.key, *arrays]
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
