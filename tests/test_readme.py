@@ -118,8 +118,7 @@ DEMO = ["skin7_demo", "chestxray3_demo", "sd198_demo"]
     (of_methods, (["skin7_finetune"], SKIN7, ALL), 7), (of_methods, (["skin7_table3"], SKIN7, ALL), 7),
     (of_methods, (DEMO, SKIN7 + OTHERS, ACC_MCR), 7), (of_the_ladder, (), 10), (of_frozen_features, (), 10),
     (of_methods, (["skin7_64"], SKIN7, ALL), 7), (of_methods, (["sd198_128"], OTHERS[2:], ACC_MCR), 4),
-    (of_methods, (["chestxray3_128"], OTHERS[1:2], ACC_MCR), 4),
-    (of_methods, (["skin7_160"], SKIN7[:1], ALL), 4),
+    (of_methods, (["chestxray3_128"], OTHERS[1:2], ACC_MCR), 4), (of_methods, (["skin7_160"], SKIN7[:1], ALL), 4),
     (of_methods, (["skin7_128_cpu"], SKIN7, ALL), 5), (of_k_m_and_search, (), 6), (of_every_rival, (), 13),
     (of_the_run_on_a_gpu, (), 13 + 7), (of_commits, (), 15), (of_verdicts, (), 10),
 ])  # fmt: skip
