@@ -78,8 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
             how = {"type": kind, "metavar": kind.__name__}
             how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
             group.add_argument(f"--{setting.name.replace('_', '-')}", **how)
-    told, show = "classify images with a run; show their neighbours", predict.report
-    judge = command("predict", lambda asked: show(asked.folder, asked.images, asked.out, asked.figure), told)
+    told = "classify images with a run; show their neighbours"
+    judge = command("predict", lambda of: predict.report(of.folder, of.images, of.out, of.figure), told)
     add = judge.add_argument
     add("--run", required=True, type=Path, metavar="DIR", dest="folder", help="as run --out wrote it")
     add("--images", required=True, type=Path, metavar="PATH", help="an image, or a folder of images")

@@ -169,10 +169,8 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
     found, said = loaded(f"folder:{root}")
     assert (len(found.train), len(found.test)) == (14, 6) and "6 images of the split val are put to" in said
     assert shared(datasets.validation_part(found)) == shared(found) == 0  # These parts keep patients apart.
-    for name, columns in (
-        ("labels.csv", (0, 1)),
-        ("groups.csv", (0, 2)),
-    ):  # Both lie beside the folder of images.
+    beside = {"labels.csv": (0, 1), "groups.csv": (0, 2)}  # the folder of images
+    for name, columns in beside.items():
         cells = [[line.split(",")[at] for at in columns] for line in lines]
         sets.put(root / name, [",".join(row).replace("image,patient", "file,patient") for row in cells])
     again, _ = loaded(f"folder:{root / 'images'}", "grouped")

@@ -13,7 +13,7 @@ import pandas as pd
 
 from deepknn_lib import metrics
 from deepknn_lib.study.experiments import Result
-from deepknn_lib.study.results import SCORES, paired, paper, texts
+from deepknn_lib.study.results import SCORES, paired, paper, texts, unseeded
 from deepknn_lib.study.runs import METHODS, Run
 
 CLAIMS = tuple(f"C{number}" for number in range(1, 11))
@@ -60,9 +60,9 @@ def setting(run: Run) -> str:
 
 def _table(results: Iterable[Result]) -> pd.DataFrame:
     """One row a result on test images; those that differ in no more than K, M and seed are `alike`."""
-    rows, one = [], {"seed": 0, "k_predict": 5}
+    rows = []
     for run, result in ((result.run, result) for result in results if result.run.evaluate_on == "test"):
-        alike = replace(run, **one, k=5, m=5, base=run.base and replace(run.base, **one))
+        alike = replace(unseeded(run), k=5, m=5)
         keys = [run.dataset, run.split, run.fold, setting(run), run.method, run.seed]
         rows.append([*keys, alike, f"K = {run.k}, M = {run.m}", result])
     table = pd.DataFrame(rows, columns=[*_IMAGES, "setting", "method", "seed", "alike", "k_m", "result"])

@@ -105,14 +105,15 @@ def summary(results: Iterable[Result]) -> pd.DataFrame:
     table = over_seeds(rows, [*keys, "k_predict"], scores)
     same = [(select(results, **row[keys]), row["k_predict"]) for _, row in table.iterrows()]
     same = [([result for result in found if k in result.votes], k) for found, k in same]
-    several = any(len({_unseeded(result.run).key for result in found}) > 1 for found, _ in same)
+    several = any(len({unseeded(result.run).key for result in found}) > 1 for found, _ in same)
     if several or rows.duplicated([*keys, "k_predict", "seed"]).any():
         raise ValueError("there are several settings of a method; let seeds alone differ")
     return table.join(pd.DataFrame([_intervals(*one) for one in same]))
 
 
-def _unseeded(run: Run) -> Run:
-    return replace(run, seed=0, base=run.base and _unseeded(run.base))
+def unseeded(run: Run) -> Run:
+    """The run that all those are alike which differ in seed and K_p."""
+    return replace(run, seed=0, k_predict=5, base=run.base and unseeded(run.base))
 
 
 def _intervals(seeds: list[Result], k_predict: int) -> dict[str, float]:
