@@ -202,6 +202,8 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
 
 def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
     """All images below a folder by their paths in it, and a note of other files; hidden files are not looked at."""
+    from pydicom.misc import is_dicom
+
     images, others, seen = {}, {}, set()
     for folder, inner, names in os.walk(base, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # A link leads back.
@@ -212,18 +214,11 @@ def images_in(base: Path) -> tuple[dict[str, Path], list[str]]:
         for path in (Path(folder, name) for name in names if name[0] != "."):
             if os.fsencode(path).decode(errors="replace") != str(path):
                 raise ValueError(f"{path!a} is no name in UTF-8; rename it")
-            if path.suffix.lower() not in TEXTS:
-                (images if _is_image(path) else others)[path.relative_to(base).as_posix()] = path
+            if (suffix := path.suffix.lower()) not in TEXTS:
+                known = suffix in SUFFIXES | DICOM or (path.is_file() and is_dicom(path))
+                (images if known else others)[path.relative_to(base).as_posix()] = path
     told = f"{some(sorted(others), 'files')} are no images of a known kind and left out"
     return dict(sorted(images.items())), [told] * bool(others)
-
-
-def _is_image(path: Path) -> bool:
-    named = path.suffix.lower() in SUFFIXES | DICOM
-    if named or not path.is_file():
-        return named
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def by_table(source: Path, base: Path, files: dict[str, Path], notes: list[str]) -> tuple[pd.DataFrame, str]:
