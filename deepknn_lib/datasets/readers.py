@@ -330,10 +330,8 @@ def likely_patients(index: Index) -> list[str]:
     """A note if the names of many images look like several images of one patient, numbered or in a folder."""
     alike = {}
     for image, label in zip(index.ids.tolist(), index.labels, strict=True):
-        *folders, file = image.split("/")
-        name = index.class_names[label]
-        inner = "/".join(folders[folders.index(name) + 1 :]) if name in folders else ""
-        numbered = COUNTER.fullmatch(file.rpartition(".")[0])
+        inner = f"/{image}".partition(f"/{index.class_names[label]}/")[2].rpartition("/")[0]
+        numbered = COUNTER.fullmatch(image.rpartition("/")[2].rpartition(".")[0])
         if inner or numbered:
             alike.setdefault(inner or numbered[1], []).append(image)
     several = [images for images in alike.values() if len(images) > 1]
