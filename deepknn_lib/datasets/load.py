@@ -17,6 +17,7 @@ from deepknn_lib.datasets.decode import INTERPOLATIONS, ImageSet, decode
 from deepknn_lib.storage import data_dir, digest, unknown, write_csv
 
 SPLITS, N_FOLDS, SEED = ("paper", "grouped"), 5, 2020  # the seed is that of the folds we draw ourselves
+FOLDS = range(1, N_FOLDS + 1)
 NO_GROUPS = "no groups are given: one patient may be in training and test, no check can show it, and the split grouped "
 NO_GROUPS += "is one by image; name patients in groups.csv (columns file,patient_id; see data/README.md)"
 MANY = 5000  # images; our split by group takes long over as many groups, and needs none of it when all differ
@@ -123,7 +124,7 @@ def check_split(name: str, split: str, fold: int) -> SimpleNamespace:
     entry = entry_of(name)
     if split not in entry.splits:
         raise unknown("split", split, entry.splits)
-    if fold not in range(1, N_FOLDS + 1):
+    if fold not in FOLDS:
         raise ValueError(f"the fold is one of 1 to {N_FOLDS}, got {fold!r}")
     return entry
 
@@ -253,9 +254,7 @@ def group_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return folds[group_of]
 
 
-def flaws(
-    index: readers.Index, folds: dict[str, np.ndarray], tested=range(1, N_FOLDS + 1)
-) -> Iterator[Finding]:
+def flaws(index: readers.Index, folds: dict[str, np.ndarray], tested=FOLDS) -> Iterator[Finding]:
     """What makes a set unfit or doubtful, seen before any image is opened.
 
     `folds` holds by the name of a split the fold that tests on each row. What keeps a part from being judged is an
