@@ -3,6 +3,7 @@
 import html
 import os
 import re
+from functools import partialmethod
 from pathlib import Path
 
 import nbformat
@@ -41,11 +42,15 @@ class _Renderer(IPythonRenderer):
         super().__init__(escape=False)
         self.source, self.target = source, target
 
-    def inline_math(self, tex: str) -> str:
-        return _formula(tex, "inline")
+    def _formula(self, tex: str, display: str) -> str:
+        """A formula as MathML, which browsers draw by themselves; what is none, such as a class `a$b`, stays text."""
+        try:
+            return convert(re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", tex), display=display)
+        except Exception:  # its own and those of the XML that it writes
+            return html.escape(f"${tex}$")
 
-    def block_math(self, tex: str) -> str:
-        return _formula(tex, "block")
+    inline_math = partialmethod(_formula, display="inline")
+    block_math = partialmethod(_formula, display="block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         file, mark, anchor = url.partition("#")
@@ -54,14 +59,6 @@ class _Renderer(IPythonRenderer):
         elif file and ":" not in file:
             file = os.path.relpath(self.source / file, self.target)
         return super().link(text, file + mark + anchor, title)
-
-
-def _formula(tex: str, display: str) -> str:
-    """A formula as MathML, which browsers draw by themselves; what is none, such as a class `a$b`, stays text."""
-    try:
-        return convert(re.sub(r"\\tag\{(.*?)\}", r"\\qquad (\1)", tex), display=display)
-    except Exception:  # its own and those of the XML that it writes
-        return html.escape(f"${tex}$")
 
 
 def index(out: Path, rows: list[tuple[str, str, str]], asked: dict[str, str], notebooks: Path) -> str:
