@@ -26,12 +26,6 @@ def in_one_point(features: np.ndarray) -> bool:
     return bool(np.median(off) <= 1e-4 * np.abs(features).max())
 
 
-def _legend(figure: plt.Figure, looks: dict[str, dict], ncols: int) -> None:
-    """A legend below all panels: a name and its look, as of a line."""
-    lines = [plt.Line2D([], [], **look) for look in looks.values()]
-    figure.legend(lines, [*looks], loc="outside lower center", ncols=ncols)
-
-
 def comparison(table: pd.DataFrame) -> plt.Figure:
     """Scores of every method with their intervals: a panel a score, a marker a split. `table`: `results.summary`."""
     rows = list(dict.fromkeys(zip(table["method"], table["k_predict"], strict=True)))
@@ -51,8 +45,9 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
     axes[0].set_yticks(range(len(rows)), [method_title(*row).replace("K_p", "$K_p$") for row in rows])
     axes[0].set_ylabel("method")
     axes[0].invert_yaxis()
-    named = {SPLITS.get(split, f"split {split}"): look | {"color": "0.3"} for split, look in looks.items()}
-    _legend(figure, named, len(looks))
+    named = {SPLITS.get(split, f"split {split}"): look for split, look in looks.items()}
+    lines = [plt.Line2D([], [], label=name, color="0.3", **look) for name, look in named.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
     return figure
 
 
@@ -78,6 +73,7 @@ def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     line = {"marker": "o", "ms": 4, "lw": 1.8}
-    looks = {method_title(method, SOFTMAX): line | {"color": COLORS[method]} for method in methods}
-    _legend(figure, looks, 2 if len(looks) == 4 else min(len(looks), 3))
+    lines = [plt.Line2D([], [], label=method_title(m, SOFTMAX), color=COLORS[m], **line) for m in methods]
+    ncols = 2 if len(lines) == 4 else min(len(lines), 3)
+    figure.legend(handles=lines, loc="outside lower center", ncols=ncols)
     return figure
