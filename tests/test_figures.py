@@ -17,16 +17,6 @@ from deepknn_lib.study.runs import METHODS
 matplotlib.use("Agg")
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e3])
-def test_features_in_one_point_are_told_from_a_spread_whatever_their_scale(scale):
-    rng = np.random.default_rng(0)
-    point = scale * rng.normal(size=8).astype(np.float32) + np.zeros((60, 1), np.float32)
-    jitter = 1e-6 * scale * rng.normal(size=(60, 8))
-    few = np.where(np.arange(60)[:, None] < 20, rng.normal(size=(60, 8)) * scale, point)
-    assert all(map(figures.in_one_point, (point + jitter, few, 0 * point)))
-    assert not figures.in_one_point(point + 1e3 * jitter)
-
-
 def test_a_comparison_draws_each_mean_and_interval_in_its_methods_row():
     pairs = [(split, m, q) for split in ("paper", "grouped") for m, q in (("knn", 0.5), ("deep-knn", 0.8))]
     table = results.summary(result(m, s, split=split, quality=q) for split, m, q in pairs for s in (0, 1))
@@ -56,8 +46,7 @@ def shown(monkeypatch):
     """What a notebook shows: texts, and the words of its pictures."""
     plt.close("all")
     items = []
-    show = lambda item: items.append(getattr(item, "alt", None) or item.data)  # noqa: E731
-    monkeypatch.setattr(notebook, "display", show)
+    monkeypatch.setattr(notebook, "display", lambda one: items.append(getattr(one, "alt", None) or one.data))
     monkeypatch.setattr(notebook, "_session", notebook._session)
     return items
 
@@ -118,6 +107,17 @@ def test_a_notebook_starts_with_what_was_asked_for(monkeypatch, capsys):
 def code_of(notebook):
     cells = nbformat.read(repository() / "notebooks" / f"{notebook}.ipynb", 4).cells
     return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_features_in_one_point_are_told_from_a_spread_whatever_their_scale(scale):
+    exec(next(cell for cell in code_of("06_embeddings") if "def in_one_point" in cell), book := {"np": np})
+    rng = np.random.default_rng(0)
+    point = scale * rng.normal(size=8).astype(np.float32) + np.zeros((60, 1), np.float32)
+    jitter = 1e-6 * scale * rng.normal(size=(60, 8))
+    few = np.where(np.arange(60)[:, None] < 20, rng.normal(size=(60, 8)) * scale, point)
+    told = map(book["in_one_point"], (point + jitter, few, 0 * point, point + 1e3 * jitter))
+    assert [*told] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("profile", ["demo", "finetune", "paper"])

@@ -3,7 +3,6 @@
 import math
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -14,16 +13,6 @@ from deepknn_lib.study.runs import METHODS, SOFTMAX
 COLORS = {name: method.color for name, method in METHODS.items()}
 SPLITS = {"paper": "split by image (the paper's kind)", "grouped": "split by lesion or patient"}
 _MEASURES = {"train_acc": "training accuracy, per cent", "active": "share of active triplets"}
-
-
-def in_one_point(features: np.ndarray) -> bool:
-    """Whether most images have the same features (N, D), as far as float32 can tell: there is nothing to map then.
-
-    UMAP would show classes that are not there, since it takes equal neighbours in the order of the rows, and t-SNE
-    would end the process.
-    """
-    off = np.abs(features - np.median(features, axis=0)).max(axis=1)
-    return bool(np.median(off) <= 1e-4 * np.abs(features).max())
 
 
 def comparison(table: pd.DataFrame) -> plt.Figure:
