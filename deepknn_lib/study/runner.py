@@ -18,7 +18,7 @@ if __name__ != "__main__":  # `./run_all.sh --help` starts this file as a progra
     import numpy as np
 
     from deepknn_lib.datasets import available
-    from deepknn_lib.datasets.load import entry_of, index_of, place
+    from deepknn_lib.datasets.load import entry_of, index_of
     from deepknn_lib.storage import digest, figures_dir, repository, whole_file
     from deepknn_lib.study.experiments import pick_device, versions
 
@@ -86,10 +86,9 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, str], dict[Path, str]]:
     if args.save_outputs and (args.dataset, args.profile, args.seeds) != ("lesions", "demo", ""):
         raise ValueError("--save-outputs is for lesions, demo and its seeds; leave the other options out")
     entry = entry_of(args.dataset)
-    own = place(entry) if entry.kind == "folder" else None
+    own = entry.kind == "folder"
     paths = _chosen(args.only, OTHERS if own else ())
-    # The kernels run in notebooks/, so that a path has to be absolute.
-    dataset = f"folder:{own}" if own else args.dataset
+    dataset = f"folder:{entry.root}" if own else args.dataset  # absolute, as kernels run in notebooks/
     parameters = {"profile": args.profile, "dataset": dataset, "seeds": args.seeds, "device": args.device}
     if args.save_outputs:
         solutions = [path.parent / "solutions" / path.name for path in paths]
