@@ -14,8 +14,8 @@ from deepknn_lib.datasets import CATALOG, available, download, verify
 from deepknn_lib.datasets.load import SPLITS, distinct_splits
 from deepknn_lib.storage import check_writable, write_csv
 from deepknn_lib.study import predict, results, runner, runs
-from deepknn_lib.study.cache import write_run
-from deepknn_lib.study.experiments import execute, execute_all, folder_of
+from deepknn_lib.study.cache import Entry, write_run
+from deepknn_lib.study.experiments import execute, execute_all
 from deepknn_lib.study.runs import METHODS, PROFILES, Run, make_run
 
 # A run's settings that are options; the others have an option of their own, or none.
@@ -132,7 +132,7 @@ def _run(asked: argparse.Namespace) -> None:
     result = execute(run, asked.device)
     scores = result.reported_scores()
     if asked.out:  # The files in the cache may name another K_p or method that shares the training.
-        write_run(asked.out, result, load_file(folder_of(run) / "model.safetensors"))
+        write_run(asked.out, result, load_file(Entry.of(run).folder / "model.safetensors"))
     if sys.stdout.isatty():
         table = pd.DataFrame(scores).rename(columns=results.SCORES | {"k_predict": "K_p"})
         print(results.markdown(table.iloc[:, :14]))  # the recalls of ten classes

@@ -67,7 +67,7 @@ def test_a_second_execute_reads_the_cache(again, monkeypatch, tmp_path):
 
 def test_deep_knn_from_cross_entropy_starts_with_its_backbone_alone(again, monkeypatch):
     run, fit = again[1]["deep-knn-ft"].run, mock.Mock(return_value=[])
-    base = load_file(experiments.folder_of(run.base) / "model.safetensors")
+    base = load_file(experiments.Entry.of(run.base).folder / "model.safetensors")
     monkeypatch.setattr(experiments, "fit", fit)
     experiments.execute(replace(run, lr=0.5), "cpu")
     begun = fit.call_args.args[0].state_dict()
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_now_is_left_where_it_is(tmp_path):
 
 def test_what_another_process_is_at_comes_last_and_is_not_done_twice(data, tmp_path):
     runs, done = [digits(seed=0), digits(seed=1)], []
-    first, (one, other) = experiments.execute(runs[0], "cpu"), map(experiments.folder_of, runs)
+    first, (one, other) = experiments.execute(runs[0], "cpu"), [experiments.Entry.of(r).folder for r in runs]
     one.rename(tmp_path / "elsewhere")
     thread = threading.Thread(target=lambda: done.extend(experiments.execute_all(runs, "cpu", 1)))
     with claim(one):
@@ -187,7 +187,7 @@ def test_what_another_process_is_at_comes_last_and_is_not_done_twice(data, tmp_p
 
 
 def test_what_killed_processes_left_is_swept(data):
-    folder = experiments.folder_of(digits())
+    folder = experiments.Entry.of(digits()).folder
     old, new, own = (folder.with_name(f".{name}.{'0f' * 16}.tmp") for name in ("old", "new", folder.name))
     for left in (old, new, own):
         left.mkdir(parents=True)

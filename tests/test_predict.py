@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPKNN_DATA", str(root / "data"))
         results = experiments.execute_all(runs.values(), "cpu", 1)
-        done = {kind: (r, experiments.folder_of(r.run)) for kind, r in zip(runs, results, strict=True)}
+        done = {kind: (r, experiments.Entry.of(r.run).folder) for kind, r in zip(runs, results, strict=True)}
     weights.unlink()  # predicting needs no weights but the run's
     for image in done["knn"][0].arrays["test_ids"]:
         put(root / "test" / image, (root / "set" / image).read_bytes())
@@ -99,12 +99,12 @@ def test_a_scan_of_12_bits_is_shown_as_those_of_the_run_were(data, tmp_path):
     run = make_run(f"folder:{tmp_path / 'set'}", "knn", "smoke")
     result = experiments.execute(run, "cpu")
     own = result.arrays["train_ids"][0]  # alone it is darker than the whole set
-    found = predict(experiments.folder_of(run), tmp_path / "set" / own)
+    found = predict(experiments.Entry.of(run).folder, tmp_path / "set" / own)
     np.testing.assert_allclose(found.features[0], result.arrays["train_features"][0], atol=1e-5)
     assert found.table["neighbour_1"].tolist() == [own] and result.record["white"] == 4095
     put(tmp_path / "bright.png", np.full((32, 32), 5000, np.uint16))
     with pytest.raises(ValueError, match="go up to 5000, those of the set to 4095"):
-        predict(experiments.folder_of(run), tmp_path / "bright.png")
+        predict(experiments.Entry.of(run).folder, tmp_path / "bright.png")
 
 
 def test_no_image_depends_on_those_beside_it(place, tmp_path):

@@ -127,7 +127,7 @@ class Entry:
 
     @property
     def folder(self) -> Path:
-        """Where the files are, or will be: `run.json` and `FILES`."""
+        """Where the files are, or will be: `run.json`, `history.csv`, `features.npz` and `model.safetensors`."""
         return data_dir() / "runs" / self.name
 
     @property

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,11 +32,6 @@ FEW = "k_predict is {}, but only {} training images can vote"
 def execute(run: Run, device: str = "auto") -> Result:
     """Execute a run, or load it if that was done before on the same data; see `execute_all`."""
     return execute_all([run], device)[0]
-
-
-def folder_of(run: Run) -> Path:
-    """Where a run on these data is kept: `run.json`, `history.csv`, `features.npz`, `model.safetensors`."""
-    return Entry.of(run).folder
 
 
 def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", failed=None) -> list[Result]:
