@@ -23,10 +23,7 @@ SETTINGS = [one for one in fields(Run) if one.name not in "dataset method split 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, else one line says why.
-
-    The status is 1 when some runs failed, 2 when the command could not be meant or done.
-    """
+    """Run a command: 0 if it did what was asked, 1 if some runs failed, 2 and a line on why if it cannot be done."""
     try:
         asked = build_parser().parse_args(argv)
         return asked.run(asked) or 0

@@ -88,10 +88,7 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
 
 
 def _train_all(todo: dict[Entry, None], spread: Callable, device: str) -> Iterator[Ended]:
-    """Empty `todo`, and tell how each training ended; what starts from another run comes after it.
-
-    What another process is at stays in `todo`, and is tried again when all others are done.
-    """
+    """Empty `todo`, bases first, and tell how each ended; what another process is at is tried again at the end."""
     told = set()
     while todo:
         ready = [entry for entry in todo if entry.base not in todo]

@@ -41,10 +41,7 @@ def comparison(table: pd.DataFrame) -> plt.Figure:
 
 
 def convergence(panels: list[tuple[str, pd.DataFrame, str]], columns: int = 3) -> plt.Figure:
-    """Curves by epoch, a colour a method: mean over runs, and the range they span.
-
-    Each panel is a title, rows of `results.history_table`, and the name of the column to draw.
-    """
+    """Curves by epoch, mean and range over runs; a panel is a title, rows of `results.history_table` and a column."""
     columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     size = 3.6 * columns + 0.5, 2.9 * rows + 0.4

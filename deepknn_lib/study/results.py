@@ -58,8 +58,7 @@ def history_table(results: Iterable[Result]) -> pd.DataFrame:
 def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
     """The class that each method and K_p (`method:k`) gives each test image; one row an image of a set, split and seed.
 
-    With `history_table` it is what most verdicts need, so that runs can be judged where their files are not. ValueError
-    if a method has two settings.
+    ValueError if a method has two settings.
     """
     parts, where = {}, ["dataset", "split", "fold", "seed"]
     for result in results:
@@ -221,10 +220,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def save_rows(table: pd.DataFrame, name: str, folder: str = "tables") -> None:
-    """Write `tables/<name>.csv`: rows to work with.
-
-    What each run measures anew, the columns `MEASURED`, goes with the whole table to `machine/`, which git ignores.
-    """
+    """Write `tables/<name>.csv` without the columns `MEASURED`; a table that has some goes whole to `machine/` too."""
     lasting = table.drop(columns=[*MEASURED], errors="ignore")
     write_csv(lasting, figures_dir() / folder / f"{name}.csv")
     if len(lasting.columns) < len(table.columns):

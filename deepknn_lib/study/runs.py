@@ -42,9 +42,8 @@ TABLE2 = ("knn", "triplet", "deep-knn", "weighted-ce", "ce-knn", "deep-knn-ft")
 TABLE3 = ("knn", "nca", "lmnn", "mlp-triplet", "mlp-ce", "mlp-deep-knn")
 TABLE4 = ("ce-knn", "deep-knn")
 
-# Settings that a profile gives to all its methods ("all"), then to a data set, then to a method. Learning rates,
-# margins and samplings were chosen by as many trials for each method on a validation part of skin7's training images
-# (data/results/skin7_tuning.csv; docs/CHOICES.md says which methods had none).
+# Settings that a profile gives to all its methods ("all"), then to a data set, then to a method. docs/CHOICES.md says
+# which of them were chosen by trials, as many for each method, on a validation part of skin7's training images.
 PROFILES = _read("profiles.json")
 # What a run shares with the base that it starts from, where it was given: every other field is one method's own.
 _SHARED = ("split", "fold", "seed", "image_size", "evaluate_on", "backbone", "weights")
@@ -123,10 +122,7 @@ class Run(TrainingConfig):
 
 
 def make_run(dataset: str, method: str, profile: str = "demo", **changes) -> Run:
-    """The run of a method under a profile, with any field changed by name.
-
-    ValueError for a profile, method, data set, split or field that there is not.
-    """
+    """The run of a method under a profile, with any field changed; ValueError for a name or field that there is not."""
     for what, name, known in (("profile", profile, PROFILES), ("method", method, METHODS)):
         if name not in known:
             raise unknown(what, name, known)
