@@ -12,8 +12,10 @@ from importlib import metadata
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm import tqdm
 
 from deepknn_lib import storage
 from deepknn_lib.datasets import Dataset, Rows, dataset_digest, load_dataset, validation_part
@@ -46,9 +48,6 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     worker's threads, or on its GPU where workers have the resource `GPU`. They need this library, and the images in a
     data folder of their own. When a worker dies, another one does its run again.
     """
-    from joblib import cpu_count
-    from tqdm import tqdm
-
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     jobs = jobs or (1 if cluster or pick_device(device).type == "cuda" else cpu_count())

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
+from joblib import Parallel, delayed, parallel_config
 
 from deepknn_lib.storage import claim, whole_file
 from deepknn_lib.study.cache import FILES, Entry, content_digest
@@ -49,8 +50,6 @@ def attempt(work: Callable, entry: Entry) -> Ended:
 
 def on_processes(jobs: int, work: Callable, entries: list[Entry]) -> Iterator[Ended]:
     """Call `work` in so many processes of this machine, a core each; for one job at a time it is this process."""
-    from joblib import Parallel, delayed, parallel_config
-
     told = {name: value for name, value in os.environ.items() if name.startswith("DEEPKNN_")}
     with parallel_config("loky", n_jobs=jobs, initializer=_begin_process, initargs=(os.getpid(), told)):
         parallel = Parallel(return_as="generator_unordered", batch_size=1)
