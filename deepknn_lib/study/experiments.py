@@ -132,8 +132,7 @@ def _train(entry: Entry, device: str) -> bool:
         threads = f"cpu ({torch.get_num_threads()} threads a run)"
         device = torch.cuda.get_device_name() if where.type == "cuda" else threads
         how = {"device": device, "seconds": time.perf_counter() - started, "versions": versions()}
-        how |= {"commit": commit(), "data": entry.data}
-        how["collapsed"] = collapsed(result.history, entry.run.config)
+        how |= {"commit": commit(), "data": entry.data, "collapsed": collapsed(result.history, entry.run)}
         with whole_file(entry.folder) as fresh:
             write_run(fresh, replace(result, record=result.record | how), state)
         entry.checkpoint.unlink(missing_ok=True)
