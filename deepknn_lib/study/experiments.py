@@ -65,11 +65,9 @@ def execute_all(runs: Iterable[Run], device="auto", jobs=None, cluster="", faile
     errors, total = {}, len(found) + len(todo)
     quiet = "DEEPKNN_PROGRESS" in os.environ or not todo
     try:
-        with tqdm(total=len(todo), desc="training", unit="run", disable=quiet) as bar:
-            for ended in _train_all(todo, spread, device):
-                bar.update()
-                if ended.error:
-                    errors[ended.entry] = ended.error
+        for ended in tqdm(_train_all(todo, spread, device), "training", len(todo), unit="run", disable=quiet):
+            if ended.error:
+                errors[ended.entry] = ended.error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{total - len(todo) - len(errors)} of {total} done") from None
     found |= {entry: entry.result() for entry in missing if entry not in errors}
