@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from sets import REFUSED
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine
@@ -81,13 +82,7 @@ def test_from_run_takes_the_settings_of_the_run():
         from_run(SimpleNamespace(method="deep-knn"))
 
 
-@pytest.mark.parametrize("name, changes, told", [
-    ("knn", {"n_neighbors": 0}, "n_neighbors == 0, must be >= 1"),
-    ("knn", {"n_neighbors": 31}, "n_neighbors is 31, but X has only 30 rows"),
-    ("knn", {"n_neighbors": 2.5}, "n_neighbors must be an instance of int"),
-    ("mlp-ce", {"n_neighbors": -1}, "n_neighbors == -1, must be >= 0"), ("lmnn", {"mu": 1.0}, "mu == 1.0, must be < 1"),
-    ("mlp-deep-knn", {"normalize": "yes"}, "unknown normalize"), ("mlp-deep-knn", {"epochs": 0}, "epochs must be at"),
-])  # fmt: skip
+@pytest.mark.parametrize(("name", "changes", "told"), REFUSED["no estimator"])
 def test_errors_say_what_is_wrong(name, changes, told):
     with pytest.raises((ValueError, TypeError), match=told):
         quick(name, **changes).fit(np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3)

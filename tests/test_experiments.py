@@ -15,6 +15,7 @@ import pytest
 import torch
 from made_up import digits, draw_classes, same, wait_for
 from safetensors.torch import load_file, save_file
+from sets import REFUSED
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
@@ -208,24 +209,7 @@ def test_a_full_disk_is_named_and_nothing_remains(tmp_path):
 # The command line
 
 
-@pytest.mark.parametrize("options, said", [
-    ("run --method deep-knn --dataset skin8", "unknown data set 'skin8', did you mean skin7"),
-    ("run --method deep-knn --dataset {}", "unknown data set '{}'; did you mean folder:{}?"),
-    ("run --method deep-knn --normalize l3", "unknown normalize 'l3'"),
-    ("run --method deep-knn --k-predict 0", "k_predict must be at least 1"),
-    ("run --method deep-nn", "unknown method 'deep-nn', did you mean deep-knn"),
-    ("run --method knn --backbone resnet81", "unknown backbone 'resnet81'"),
-    ("run --method knn --out {}/file/out", "cannot write to {}/file/out"),
-    ("grid --splits both", "unknown split 'both'"),
-    ("grid --profile smok", "unknown profile 'smok', did you mean smoke"),
-    ("grid --jobs 0", "jobs must be at least 1"),
-    ("grid --out {}/file/out.csv", "cannot write to {}/file/out.csv"),
-    ("grid --device cuda", "device 'cuda' was asked for, but torch sees no GPU"),
-    ("grid --cluster tcp://127.0.0.1:1", "no Dask scheduler with workers answers at tcp://127.0.0.1:1"),
-    ("grid --seeds 0,x", "argument --seeds: '0,x': give whole numbers"),
-    ("grid --methods ,", "argument --methods: it is empty"),
-    ("grid", "torchrun or its like"),
-])  # fmt: skip
+@pytest.mark.parametrize(("options", "said"), REFUSED["run and grid"])
 def test_what_cannot_be_meant_is_said_before_anything_starts(capsys, monkeypatch, tmp_path, options, said):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(experiments, "_train", mock.Mock(side_effect=AssertionError))  # nothing may start

@@ -1,4 +1,4 @@
-"""Mining, search and vote against scikit-learn and loops; ties, precision, memory; the errors of these and the loss."""
+"""Mining, search and vote against scikit-learn and loops; ties, precision, memory."""
 
 import math
 
@@ -10,10 +10,7 @@ from reference import random_batch
 from sklearn.neighbors import KNeighborsClassifier
 
 from deepknn_lib.criteria import whole_set_neighbors
-from deepknn_lib.losses import class_weights, deep_knn_loss
 from deepknn_lib.neighbors import batch_neighbors, majority_vote, nearest_neighbors, pairwise_distances
-
-ONES, LABELS = torch.ones(4, 2), torch.tensor([0, 0, 1, 1])
 
 
 def points(count, dim=5, seed=0):
@@ -28,7 +25,7 @@ def test_mined_neighbours_are_those_of_the_loops_nearest_first(mine, k, m):
     for i in range(24):
         for side, truth in enumerate(reference.neighbors(features, labels, i)):
             assert near[side][i][near[side + 2][i]].tolist() == truth[: (k, m)[side]]
-    alike = mine(ONES, LABELS, np.int64(1), 1)
+    alike = mine(torch.ones(4, 2), torch.tensor([0, 0, 1, 1]), np.int64(1), 1)
     assert alike.positive.tolist() == [[1], [0], [3], [2]]  # No image is its own positive; its duplicate is.
 
 
@@ -94,25 +91,6 @@ def test_memory_is_bounded_by_the_chunk():
     with reference.LargestTensor() as largest:
         nearest_neighbors(points(1000, 2), points(1000, 2), 5, chunk=15, exclude_self=True)
     assert largest.numel <= 5000  # All distances would be 1,000,000; the answer is 5,000.
-
-
-@pytest.mark.parametrize("call, a, b, options, told", [
-    (nearest_neighbors, ONES, torch.ones(4, 3), {"k": 1}, "share D"),
-    (nearest_neighbors, ONES, ONES, {"k": 4, "exclude_self": True}, "1 <= k <= 3"),
-    (nearest_neighbors, ONES[:3], ONES, {"k": 1, "exclude_self": True}, "queries to be the gallery"),
-    (nearest_neighbors, ONES, torch.tensor([[1, 2], [1, math.inf]]), {"k": 1}, "not finite"),
-    (nearest_neighbors, ONES * math.nan, ONES, {"k": 1}, "not finite"),
-    (majority_vote, torch.zeros(2, 0).long(), torch.zeros(2, 0), {"n_classes": 3}, "K_p"),
-    (majority_vote, torch.tensor([[0, -1]]), torch.zeros(1, 2), {"n_classes": 3}, r"0\.\.2"),
-    (deep_knn_loss, torch.ones(4, 2, 1, 1), LABELS, {}, "flatten"),
-    (deep_knn_loss, ONES.long(), LABELS, {}, "floating point"), (deep_knn_loss, ONES, LABELS[:3], {}, "4 integers"),
-    (deep_knn_loss, ONES, LABELS, {"k": 0}, "k must be"), (deep_knn_loss, ONES, LABELS, {"m": True}, "m must be"),
-    *[(deep_knn_loss, ONES, LABELS, {"margin": value}, "margin must be") for value in (-0.1, math.nan, math.inf)],
-    *[(class_weights, torch.tensor(few), n, {}, "class weights") for few, n in (([0, 2], 3), ([0, 3], 2), ([0], 1))],
-])  # fmt: skip
-def test_what_cannot_be_meant_is_refused(call, a, b, options, told):
-    with pytest.raises(ValueError, match=told):
-        call(a, b, **options)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 8])

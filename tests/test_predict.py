@@ -10,7 +10,7 @@ import torch
 from made_up import draw_classes
 from PIL import Image
 from safetensors.torch import save_file
-from sets import put
+from sets import REFUSED, put
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
@@ -115,14 +115,7 @@ def test_no_image_depends_on_those_beside_it(place, tmp_path):
     assert np.array_equal(predict(folder, tmp_path).features[1], alone)
 
 
-@pytest.mark.parametrize("option, value, said", [
-    ("--figure", "t.xyz", "a picture ends with one of .png"), ("--out", "bad", "bad is a folder; name a file"),
-    ("--run", "empty", "empty is no run, .*run.json.*; give a folder that `run --out` wrote"),
-    ("--run", "mlp-deep-knn", "learns on the feature vectors of another run.*predict with a run of knn"),
-    ("--run", "cut", "cut is no run, or not whole .*: model.safetensors changed since"),
-    ("--images", "nowhere", "there is no image at"),
-    ("--images", "bad", "no image at .* can be read: .*x.png cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(("option", "value", "said"), REFUSED["predict"])
 def test_what_cannot_be_meant_is_said_and_writes_nothing(place, capsys, tmp_path, option, value, said):
     root, done = place
     shutil.copytree(done["knn"][1], tmp_path / "cut")

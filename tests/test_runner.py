@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from made_up import wait_for
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from sets import class_folders, put
+from sets import REFUSED, class_folders, put
 
 from deepknn_lib.datasets import load
 from deepknn_lib.study import runner
@@ -148,14 +148,7 @@ def test_a_kernel_that_dies_fails_its_notebook_and_failfast_stops_there(place, c
     assert [path.name for path in (place / "figures").iterdir()] == ["lesions-smoke"]
 
 
-@pytest.mark.parametrize("options, told", [
-    ("--only 77", "no notebook 77"),
-    ("--only 3", "03_b.ipynb and 03_b_old.ipynb have one number"),
-    ("--seeds 1,", "whole numbers"),
-    ("--dataset folder:nowhere", "there is no folder"),
-    ("--save-outputs --profile smoke", "--save-outputs is for"),
-    ("", "DEEPKNN_PROFILE is 'big'"),
-])  # fmt: skip
+@pytest.mark.parametrize(("options", "told"), REFUSED["notebooks"])
 def test_options_that_cannot_be_meant_end_in_status_2(place, capsys, monkeypatch, options, told):
     for name in ("03_b", "03_b_old")[: 2 if "number" in told else 1]:
         write(place / "notebooks", name, "1")

@@ -1,4 +1,4 @@
-"""Runs: their keys, their grids, and what cannot be meant."""
+"""Runs: their keys and their grids."""
 
 from dataclasses import fields, replace
 
@@ -77,19 +77,6 @@ def test_a_folder_is_the_same_run_from_wherever_it_is_named(monkeypatch, tmp_pat
     assert {run.dataset for run in runs} == {f"folder:{tmp_path / 'set'}"}
     (tmp_path / "set").rename(tmp_path / "moved")
     assert make_run("folder:moved", "knn").key == runs[0].key
-
-
-@pytest.mark.parametrize("method, changes, said", [
-    ("knn", {"evaluate_on": "train"}, "unknown evaluate_on 'train'"),
-    ("knn", {"colour": 3}, "unknown field of a Run 'colour'"), ("knn", {"fold": 6}, "fold .*1 to 5"),
-    ("mlp-ce", {"base": None}, "mlp-ce needs a base run"), ("deep-knn", {"base": Run()}, "takes no base run"),
-    ("mlp-deep-knn", {"search_every": 5}, "leave search_every at 0"),
-    ("deep-knn-global", {"classes_per_batch": 4}, "searches the whole set, .* give no classes_per_batch"),
-    ("deep-knn", {"classes_per_batch": 4, "sampling": "random"}, "draws at random, .* give no classes_per_batch"),
-])  # fmt: skip
-def test_a_run_that_cannot_be_meant_is_an_error(method, changes, said):
-    with pytest.raises(ValueError, match=said):
-        lesions(method, **changes)
 
 
 def test_sd198_is_drawn_as_published_nine_classes_of_ten_images():

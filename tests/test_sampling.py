@@ -63,14 +63,3 @@ def test_random_is_a_plain_shuffle_whose_last_batch_is_never_one_image(count, si
     assert [len(batch) for batch in batches] == sizes
     order = torch.cat(batches).tolist()
     assert order != sorted(order) == [*range(count)]
-
-
-@pytest.mark.parametrize("labels, batch_size, options, told", [
-    ([0, 1], 12, {"mode": "stratified"}, "unknown sampling mode"), ([], 12, {}, "at least 1"),
-    ([0, 1, torch.nan], 12, {}, r"integers \(N,\), got torch.float32 \(3,\)"),
-    ([0, 1, 2], 17, {"classes_per_batch": 3}, "cannot hold 3 classes with 6"),
-    ([0, 1, 2], 18, {"classes_per_batch": 1}, "cannot hold 2 classes"),
-])  # fmt: skip
-def test_impossible_batches_are_refused(labels, batch_size, options, told):
-    with pytest.raises(ValueError, match=told):
-        BatchSampler(torch.tensor(labels), batch_size, **options)

@@ -119,18 +119,6 @@ def test_leave_one_out_accuracy_by_hand():
     assert leave_one_out_accuracy(features, torch.tensor([0, 0, 0, 1, 1, 1]), 1) == pytest.approx(100 * 4 / 6)
 
 
-@pytest.mark.parametrize("wrong, told", [
-    ({"loss": "hinge"}, "unknown loss 'hinge'"), ({"sampling": "balance"}, "did you mean balanced"),
-    ({"soft": True}, "soft is for .*; the loss is deep-knn"), ({"k": 0}, "k must be at least 1, got 0"),
-    ({"loss": "triplet", "search_every": 5}, "search_every for deep-knn"), ({"margin": float("nan")}, "finite"),
-    ({"margin": -1.0}, "margin at least 0"), ({"seed": 10**14}, "seed below 2.43; got"),
-    ({"lr": 0.0}, "lr must be above 0"), ({"batch_size": 1}, "batch_size must be at least 2"),
-])  # fmt: skip
-def test_a_config_that_cannot_be_trained_is_an_error(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        TrainingConfig(**wrong)
-
-
 def test_what_cannot_be_trained_on_is_refused(toy):
     images, labels = toy
     with pytest.raises(ValueError, match="images must be uint8, 0 to 255, got torch.float32"):
