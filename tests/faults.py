@@ -2,8 +2,8 @@
 
 A grid on digits is killed by SIGKILL again and again, in every stage: imports, decoding, training, checkpoints,
 features, results. Whenever the command comes to its end, all it left is compared with a grid that nobody disturbed, bit
-by bit, and it begins anew in an empty folder. A download and a notebook are killed less often. `DEEPKNN_KILLS` is the
-number of kills (50), `DEEPKNN_SEED` that of their moments (0). Linux only: processes are looked up in /proc.
+by bit, and it begins anew in an empty folder. A notebook is killed less often. `DEEPKNN_KILLS` is the number of kills
+(50), `DEEPKNN_SEED` that of their moments (0). Linux only: processes are looked up in /proc.
 """
 
 import contextlib
@@ -14,9 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +22,6 @@ import pandas as pd
 import pytest
 from made_up import wait_for
 from safetensors.numpy import load_file
-from test_download import BODY, MD5
 from test_experiments import texts
 from test_workers import processes
 
@@ -130,61 +127,11 @@ def test_two_grids_at_once_train_nothing_twice(undisturbed, tmp_path):
     assert kept(folder) == undisturbed[0] and is_clean(folder)
 
 
-def test_a_notebook_that_was_killed_ends_when_it_is_run_again(tmp_path, capsys):
+def test_a_notebook_that_was_killed_ends_when_it_is_run_again(tmp_path):
     folder, moments = tmp_path / "data", random.Random(SEED)
     notebook = {"command": "notebooks --profile smoke --only 04 --device cpu", "PYTHONPATH": os.getcwd()}
-    for number in range(max(KILLS // 10, 1)):
-        after = moments.uniform(2, 40)
-        killed = killed_after(start(folder, **notebook), after)
-        how = "after" if killed else "ended before"
-        with capsys.disabled():
-            print(f"notebook, kill {number + 1}: {how} {after:.1f} s", flush=True)
+    for _ in range(max(KILLS // 10, 1)):
+        killed_after(start(folder, **notebook), moments.uniform(2, 40))
         wait_for(lambda: not processes(folder), 60)
     ends_well(start(folder, **notebook), folder)
     assert list(folder.glob("figures/lesions-smoke/tables/*.csv"))
-
-
-class Drip(BaseHTTPRequestHandler):
-    """Serves a file from any byte on, in pieces, for about two seconds."""
-
-    def do_GET(self):
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        self.send_response(416 if start >= len(BODY) else 206 if start else 200)
-        self.send_header("Content-Length", str(len(BODY) - start))
-        self.end_headers()
-        with contextlib.suppress(OSError):  # the other side was killed
-            for first in range(start, len(BODY), 4000):
-                self.wfile.write(BODY[first : first + 4000])
-                time.sleep(0.02)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_download_that_was_killed_goes_on_and_is_whole(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = "import sys, pathlib; from deepknn_lib.datasets.download import fetch\n"
-    code += f"fetch('http://127.0.0.1:{server.server_port}/x', pathlib.Path(sys.argv[1]), '{MD5}', 'by hand')"
-
-    def begin(folder):
-        return subprocess.Popen([sys.executable, "-c", code, folder / "data.bin"], stderr=subprocess.DEVNULL)
-
-    def size():
-        return sum(path.stat().st_size for path in folder.iterdir())
-
-    moments, folder = random.Random(SEED), tmp_path / "killed"
-    folder.mkdir()
-    for number in range(max(KILLS // 5, 1)):
-        had, process = size(), begin(folder)
-        wait_for(lambda had=had, process=process: size() > had or process.poll() is not None, 60)
-        killed_after(process, moments.uniform(0, 0.7))
-        with capsys.disabled():
-            print(f"download, kill {number + 1}: {size():,} of {len(BODY):,} bytes", flush=True)
-        if (folder / "data.bin").exists():  # It has come in spite of all kills: begin anew.
-            assert (folder / "data.bin").read_bytes() == BODY
-            (folder / "data.bin").unlink()
-    assert begin(folder).wait(100) == 0 and (folder / "data.bin").read_bytes() == BODY
-    assert [path.name for path in folder.iterdir() if not path.name.endswith(".lock")] == ["data.bin"]
-    server.shutdown()

@@ -77,8 +77,9 @@ def test_a_download_goes_on_where_it_stopped_or_says_the_steps_by_hand(server, t
     part, checksum, plan, wanted = PLANS[case]
     how = (tmp_path / "data.bin", checksum, "By hand: open the page.")
     server.plan = list(plan)
-    if part:
+    if part:  # as a killed process leaves it
         put(tmp_path / ".data.bin.part", part)
+        put(tmp_path / "tmp1a2b3c4d", b"of pooch")
     if isinstance(wanted, str):
         error = ValueError if wanted == OTHER else FileNotFoundError
         told = refused(wanted, module.fetch, f"{server.url}/data.bin", *how, error=error)
