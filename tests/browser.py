@@ -12,12 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import websocket
+from made_up import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -47,7 +47,8 @@ class Page:
         options += " --remote-allow-origins=* --window-size=1366,768"
         command = [CHROMIUM, *options.split(), f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        port = waited(lambda: (folder / "DevToolsActivePort").read_text().split()[0], 30)
+        own = folder / "DevToolsActivePort"
+        port = wait_for(lambda: own.exists() and own.read_text().split(), 30)[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as told:
             (tab,) = [one for one in json.load(told) if one["type"] == "page"]
         self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=900)
@@ -67,19 +68,6 @@ class Page:
 
     def wrong(self, selector: str) -> list[str]:
         return self.js(WRONG.replace("SELECTOR", selector))
-
-
-def waited(ask, seconds: float):
-    """What `ask()` gives once it is true and raises nothing."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if found := ask():
-                return found
-        except (OSError, IndexError):
-            pass
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.3)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +92,7 @@ def lab(tmp_path_factory):
     with log.open("w") as target:
         options = {"cwd": root, "env": environment, "stdout": target, "stderr": target}
         server = subprocess.Popen(command, **options, start_new_session=True)
-    yield waited(lambda: re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text()), 120)[0]
+    yield wait_for(lambda: re.search(r"http://(?:localhost|127\.0\.0\.1):\d+/lab", log.read_text()), 120)[0]
     os.killpg(server.pid, signal.SIGKILL)
 
 
@@ -112,7 +100,7 @@ def lab(tmp_path_factory):
 def test_a_notebook_runs_in_jupyterlab(page, lab, path):
     page.call("Page.navigate", url=f"{lab}/tree/{path.name}?reset")
     book = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find((one) => one.sessionContext)"
-    waited(lambda: page.js(f"{book}?.sessionContext?.session?.kernel?.status === 'idle'"), 120)
+    wait_for(lambda: page.js(f"{book}?.sessionContext?.session?.kernel?.status === 'idle'"), 120)
     page.js(f"window.jupyterapp.shell.activateById({book}.id)")
     assert page.js("window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => true)")
     state = f"{book}.content.widgets.filter((cell) => cell.model.type === 'code')"
@@ -129,7 +117,7 @@ def test_pages_and_index(page, tmp_path, monkeypatch):
     assert len(pages) == 4
     for made in pages:
         page.call("Page.navigate", url=made.as_uri())
-        waited(lambda: page.js("document.readyState === 'complete'"), 60)
+        wait_for(lambda: page.js("document.readyState === 'complete'"), 60)
         assert not page.wrong("html, .output_subarea"), made.name
         missing = "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
         assert not page.js(missing), made.name

@@ -65,7 +65,9 @@ def same(first, second):
 
 
 def wait_for(condition, seconds):
+    """What the condition gives once it is true."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (found := condition()):
+        assert time.monotonic() < end, "it took too long"
         time.sleep(0.2)
-    assert condition()
+    return found
