@@ -110,11 +110,8 @@ def test_in_a_world_where_all_holds_rows_have_paired_differences_and_bounds_deci
     assert (row["seeds"], row["test_images"], row["side"], row["bound"]) == (3, len(LABELS), ">", 0)
     bounds = rows.query("measure == 'Acc'").groupby("claim")["bound"].unique().map(list).to_dict()
     assert bounds.items() >= {"C1": [0], "C3": [-2.4], "C8": [-2.4], "C9": [-3.4]}.items()
-    for low, high, verdict in (
-        (-2.39, 3, "holds"),
-        (-3, -2.39, "undecided"),
-        (-5, -2.41, "contradicted (4 of 4)"),
-    ):
+    cases = (-2.39, 3, "holds"), (-3, -2.39, "undecided"), (-5, -2.41, "contradicted (4 of 4)")
+    for low, high, verdict in cases:
         judged = verdicts(rows.assign(low=low, high=high)).set_index("claim")
         assert judged.loc["C8", "verdict"] == verdict
 

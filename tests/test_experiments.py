@@ -128,9 +128,6 @@ def test_a_run_that_fails_leaves_the_others_going_and_is_named(data, tmp_path, c
     assert "failed: weighted-ce · digits" in capsys.readouterr().err and len(pd.read_csv(out)) == 2
 
 
-# Faults
-
-
 KNN, FROM_CE, CE = (f"runs/digits-{name}-*" for name in ("knn", "deep-knn-ft", "weighted-ce"))
 # What is damaged and how; and a run that is gone besides, so that what is damaged is needed ("nothing" fits none).
 DAMAGES = {
@@ -204,9 +201,6 @@ def test_a_full_disk_is_named_and_nothing_remains(tmp_path):
             one.touch()
             raise RuntimeError("[enforce fail at inline_container.cc:672]")  # as torch says it
     assert not list(tmp_path.iterdir())
-
-
-# The command line
 
 
 @pytest.mark.parametrize(("options", "said"), REFUSED["run and grid"])

@@ -116,10 +116,8 @@ def test_a_page_is_made_again_when_what_it_was_made_from_changes(place, monkeypa
 
     seen = marks() + marks("--seeds", "1") + marks(*own)
     assert marks() == seen[:1]
-    for name in (
-        "data/results/rows.csv",
-        *(f"deepknn_lib/study/a.{kind}" for kind in ("py", "json", "html")),
-    ):
+    sources = (f"deepknn_lib/study/a.{kind}" for kind in ("py", "json", "html"))
+    for name in ("data/results/rows.csv", *sources):
         put(tmp_path / name, "1")
         seen += marks()
     write(place / "notebooks", "00_a", "2")
