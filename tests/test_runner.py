@@ -12,6 +12,7 @@ from made_up import wait_for
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from sets import REFUSED, class_folders, put
 
+from deepknn_lib import cli
 from deepknn_lib.datasets import load
 from deepknn_lib.study import runner
 
@@ -45,14 +46,8 @@ def write(folder, name, *sources):
     return folder / f"{name}.ipynb"
 
 
-def asked(*options):
-    parser = runner.argparse.ArgumentParser()
-    runner.add_arguments(parser)
-    return parser.parse_args(options)
-
-
 def main(*options):
-    return runner.run(asked(*options))
+    return cli.main(["notebooks", *options])
 
 
 @pytest.fixture
@@ -112,7 +107,8 @@ def test_a_page_is_made_again_when_what_it_was_made_from_changes(place, monkeypa
     own = "--dataset", f"folder:{class_folders(tmp_path / 'images')}"
 
     def marks(*options):
-        return [*runner.plan(asked("--device", "cpu", *options))[1].values()]
+        asked = cli.build_parser().parse_args(["notebooks", "--device", "cpu", *options])
+        return [*runner.plan(asked)[1].values()]
 
     seen = marks() + marks("--seeds", "1") + marks(*own)
     assert marks() == seen[:1]
@@ -175,8 +171,8 @@ def test_ctrl_c_ends_kernel_and_run(place):
     mark = place / "kernel"
     tell = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))"
     write(place / "notebooks", "00_long", tell, "time.sleep(60)")
-    code = ("import argparse, sys, deepknn_lib.study.runner as r; r.NOTEBOOKS = r.Path(sys.argv[1]); "
-            "p = argparse.ArgumentParser(); r.add_arguments(p); sys.exit(r.run(p.parse_args([])))")  # fmt: skip
+    code = "import sys; from deepknn_lib import cli; cli.runner.NOTEBOOKS = cli.Path(sys.argv[1])\n"
+    code += "sys.exit(cli.main(['notebooks']))"
     run = subprocess.Popen(
         [sys.executable, "-c", code, place / "notebooks"], stdout=-1, stderr=-2, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
