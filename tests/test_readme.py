@@ -2,17 +2,16 @@
 
 import json
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from sets import class_folders
+from test_repository import ROOT, commands
 
 from deepknn_lib import cli
 from deepknn_lib.study import claims, results
 from deepknn_lib.study.runs import METHODS, SOFTMAX
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "results"
 README, RESULTS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/RESULTS.md"))
 SKIN7 = [("skin7", "paper"), ("skin7", "grouped")]
@@ -168,12 +167,8 @@ def test_reading_path_names_every_notebook_with_its_minutes():
         assert re.search(rf"^\| \[{path.name[:2]}\]\(notebooks/{path.name}\) \|.*\| {said} \|$", README, re.M)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
-
-
 def test_python_blocks_run():
-    exec("".join(blocks("python")), names := {})
+    exec("".join(re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)), names := {})
     assert names["predicted"].shape == names["labels"].shape and names["features"].grad.isfinite().all()
     assert (names["kinds_again"] == names["kinds"]).mean() > 0.9 and names["embedding"].shape == (569, 128)
 
@@ -181,8 +176,8 @@ def test_python_blocks_run():
 def test_command_for_ones_own_images_runs(tmp_path, monkeypatch, capsys):
     class_folders(tmp_path / "path/to/my_images", range(12))
     monkeypatch.chdir(tmp_path)
-    lines = "\n".join(blocks("bash")).splitlines()
-    arguments = next(line for line in lines if line.startswith("python -m deepknn_lib run")).split()[3:]
+    lines = map(str.split, commands(ROOT / "README.md"))
+    (arguments,) = [words[3:] for words in lines if words[2:4] == ["deepknn_lib", "run"]]
     assert cli.main([*arguments, "--profile", "smoke", "--device", "cpu"]) == 0
     assert (tmp_path / arguments[arguments.index("--out") + 1] / "model.safetensors").is_file()
     assert '"k_predict": 5' in capsys.readouterr().out.splitlines()[-1]
