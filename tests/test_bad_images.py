@@ -111,7 +111,7 @@ MADE = {
 
 
 def harm(root, pattern, content):
-    """Puts a text, an image, a link or arrays there; replaces one text by another (a pair); moves or removes it."""
+    """Puts a text, an image, a link or arrays there; replaces a text (a pair) or the end; moves or removes it."""
     for path in [*root.glob(pattern)] or [root / pattern]:
         if content == "remove":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -127,6 +127,8 @@ def harm(root, pattern, content):
         elif member := content.get("zeroed"):  # a part of an archive
             whole, start = path.read_bytes(), zipfile.ZipFile(path).getinfo(member).header_offset + 200
             put(path, whole[:start] + bytes(20) + whole[start + 20 :])
+        elif end := content.get("end"):
+            put(path, path.read_bytes()[: -len(end)] + end.encode())
         elif "link" in content:
             path.symlink_to(content["link"])
         else:

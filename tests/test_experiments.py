@@ -16,6 +16,7 @@ import torch
 from made_up import digits, draw_classes, same, wait_for
 from safetensors.torch import load_file, save_file
 from sets import REFUSED
+from test_bad_images import harm
 
 from deepknn_lib import cli
 from deepknn_lib.models import build_network
@@ -128,28 +129,16 @@ def test_a_run_that_fails_leaves_the_others_going_and_is_named(data, tmp_path, c
     assert "failed: weighted-ce · digits" in capsys.readouterr().err and len(pd.read_csv(out)) == 2
 
 
-KNN, FROM_CE, CE = (f"runs/digits-{name}-*" for name in ("knn", "deep-knn-ft", "weighted-ce"))
-# What is damaged and how; and a run that is gone besides, so that what is damaged is needed ("nothing" fits none).
-DAMAGES = {
-    "half of run.json": (f"{KNN}/run.json", lambda text: text[: len(text) // 2], "nothing"),
-    "another smallest class": (f"{KNN}/run.json", lambda t: t.replace(b'"smallest": ', b'"smallest": 1'), "nothing"),
-    "other features": (f"{KNN}/features.npz", lambda content: content[:-4] + b"0000", "nothing"),
-    "an edited history": (f"{KNN}/history.csv", lambda text: text + b"9\n", "nothing"),
-    "a base": (f"{CE}/model.safetensors", lambda content: content[:-4] + b"0000", FROM_CE),
-    "a checkpoint": ("runs/*.checkpoint.pt", lambda _: b"garbage", FROM_CE),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("pattern, change, gone", DAMAGES.values(), ids=DAMAGES)
-def test_what_is_not_whole_is_named_set_aside_and_made_again(again, capsys, recwarn, pattern, change, gone):
-    data, found = again
+@pytest.mark.parametrize("case", REFUSED["a damaged run"])
+def test_what_is_not_whole_is_named_set_aside_and_made_again(again, capsys, recwarn, case):
+    (data, found), (pattern, change, gone) = again, REFUSED["a damaged run"][case]
     asked = [found["knn"].run, found["deep-knn-ft"].run]
-    for folder in [*data.glob(gone)]:
+    for folder in [*data.glob(gone)]:  # so that what is damaged is needed
         shutil.rmtree(folder)
         if pattern.endswith(".pt"):
             Path(f"{folder}.checkpoint.pt").touch()
     (path,) = data.glob(pattern)
-    path.write_bytes(change(path.read_bytes()))
+    harm(data, pattern, change)
     made = experiments.execute_all(asked, "cpu", 1)
     named = path.parent if path.parent.parent == data / "runs" else path
     told = capsys.readouterr().err + "".join(str(one.message) for one in recwarn)
