@@ -134,7 +134,7 @@ def _run(asked: argparse.Namespace) -> None:
         table = pd.DataFrame(scores).rename(columns=results.SCORES | {"k_predict": "K_p"})
         print(results.markdown(table.iloc[:, :14]))  # the recalls of ten classes
     else:
-        print(json.dumps({"run": run.key, "scores": scores}))
+        print(json.dumps({"run": Entry.of(run).name, "scores": scores}))
 
 
 def _grid(asked: argparse.Namespace) -> int:
@@ -162,7 +162,9 @@ def _grid(asked: argparse.Namespace) -> int:
         write_csv(results.predictions_table(judged), asked.predictions)
     for name in names:
         if of_set := results.select(judged, dataset=name):
-            print(results.markdown(results.readable(results.summary(of_set))))
+            print(
+                f"{name}\n" * (len(names) > 1) + results.markdown(results.readable(results.summary(of_set)))
+            )
     for run, error in failed.items():
         print(f"failed: {run.label}: {error}", file=sys.stderr)
     return int(bool(failed))

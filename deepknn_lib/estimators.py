@@ -263,7 +263,7 @@ class DeepKNNClassifier(KNNClassifier, _Settings):
         return self.network_.state_dict()
 
     def _embed(self, inputs: Tensor) -> Tensor:
-        # A product of a few rows is summed in another order than one of many; a row's features shall not depend on it.
+        # A product of a few rows is summed in another order than one of many, so that few rows are made more.
         padded = torch.nn.functional.pad(inputs, (0, 0, 0, max(32 - len(inputs), 0)))
         return extract_features(self.network_, padded)[: len(inputs)]
 

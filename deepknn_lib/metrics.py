@@ -29,10 +29,10 @@ def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int, smallest
 def bootstrap(labels, correct, n_classes, smallest, groups=None, *, draws=2000, seed=0) -> dict:
     """Draws of Acc, MCR and RS (per cent, each float64 (draws,)) over test sets and seeds that could have been.
 
-    Within a class, whole groups are drawn: `labels` are the classes (N,), `groups` the lesions or patients (N,), by
-    default each image alone. `correct`, (N,) or (S, N), is 1 where a prediction is right, else 0; for a paired
-    comparison, the difference of two methods. With a row for each of S seeds, a draw takes S − 1 seeds: S would give
-    (S − 1) / S of the variance.
+    Whole groups are drawn, of those that show the same classes: `labels` are the classes (N,), `groups` the lesions or
+    patients (N,), by default each image alone. `correct`, (N,) or (S, N), is 1 where a prediction is right, else 0; for
+    a paired comparison, the difference of two methods. With a row for each of S seeds, a draw takes S − 1 seeds: S
+    would give (S − 1) / S of the variance. RS is NaN where the smallest class has one group: no draw would change it.
     """
     labels, correct = np.asarray(labels, dtype=np.int64), np.asarray(correct, dtype=np.float64)
     groups = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)[1]
@@ -41,31 +41,37 @@ def bootstrap(labels, correct, n_classes, smallest, groups=None, *, draws=2000, 
         rng, taken = np.random.default_rng((seed, n_seeds)), max(n_seeds - 1, 1)
         shares = rng.multinomial(taken, np.full(n_seeds, 1 / n_seeds), size=draws).T / taken
     hits, sizes = np.zeros((2, n_classes, draws))
-    for c, members, group, times in _resamples(labels.tobytes(), groups.tobytes(), draws, seed):
-        times = times.astype(np.float64)
-        sizes[c] = times @ np.bincount(group)
-        for row, share in zip(np.atleast_2d(correct), shares, strict=True):
-            hits[c] += share * (times @ np.bincount(group, weights=row[members]))
+    for members, group, times in _resamples(labels.tobytes(), groups.tobytes(), draws, seed):
+        times, classes = times.astype(np.float64), labels[members]
+        for c in np.unique(classes):
+            sizes[c] += times @ np.bincount(group, classes == c)
+            for row, share in zip(np.atleast_2d(correct), shares, strict=True):
+                hits[c] += share * (times @ np.bincount(group, row[members] * (classes == c)))
     recalls = np.divide(hits, sizes, out=np.full_like(hits, np.nan), where=sizes > 0)
     acc, mcr = hits.sum(0) / sizes.sum(0), np.nanmean(recalls, axis=0)
-    return {"acc": 100 * acc, "mcr": 100 * mcr, "rs": 100 * recalls[smallest]}
+    alone = len(np.unique(groups[labels == smallest])) == 1
+    return {"acc": 100 * acc, "mcr": 100 * mcr, "rs": 100 * np.where(alone, np.nan, recalls[smallest])}
 
 
 @lru_cache(maxsize=4)  # Drawing is slow, and all methods share the test images.
 def _resamples(labels: bytes, groups: bytes, draws: int, seed: int) -> list[tuple]:
-    """Of each class: number, images, the group of each, and how often each group is drawn (draws, groups)."""
+    """Of the groups of each set of classes: images, the group of each, and how often it is drawn (draws, groups)."""
     labels, groups = np.frombuffer(labels, np.int64), np.frombuffer(groups, np.int64)
+    shown = np.zeros((groups.max() + 1, labels.max() + 1), dtype=bool)
+    shown[groups, labels] = True
     rng, drawn = np.random.default_rng(seed), []
-    for c in np.unique(labels):
-        members = np.flatnonzero(labels == c)
+    for kind in np.unique(shown, axis=0)[::-1]:
+        members = np.flatnonzero((shown[groups] == kind).all(axis=1))
         names, group = np.unique(groups[members], return_inverse=True)
         times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-        drawn.append((c, members, group, times.astype(np.uint16)))
+        drawn.append((members, group, times.astype(np.uint16)))
     return drawn
 
 
 def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval: the central `level` of a bootstrap distribution."""
+    """The percentile interval: the central `level` of bootstrap draws; NaN where all draws are one value but 0."""
+    if len(seen := np.unique(values[~np.isnan(values)])) == 0 or (len(seen) == 1 and seen[0]):
+        return np.nan, np.nan
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

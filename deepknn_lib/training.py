@@ -94,7 +94,7 @@ def fit(network: Network, inputs, labels: Tensor, config: TrainingConfig, *, che
     labels : Tensor, int64, (N,)
     checkpoint : Path, optional
         File for the state after an epoch. If it exists, training resumes there, whatever weights `network` has, and
-        on a CPU ends with the same weights as if it had never stopped.
+        on a CPU ends with the same weights as if it had never stopped. Other images are told by eight of them.
     on_epoch : callable, optional
         Gets each row of the history, the dict of an epoch: `loss`, `active` share of triplets (see `criteria`) and
         `mean_pairwise_distance` of a batch's features are means over batches, `start_distance` is that of the first

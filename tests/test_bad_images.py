@@ -53,6 +53,7 @@ GOOD = {
     "12 upper bits of 16": (Image.fromarray(LOW * 16), "a.png", {"pnginfo": MEANT}, LOW[..., None] * 16 / 257, 0.51),
     "12 lower bits of 16": (Image.fromarray(LOW), "a.png", {"pnginfo": MEANT}, TWELVE_BITS, 0.51),
     "TIFF of 12 bits": (tiff(LOW), "a.tif", {}, TWELVE_BITS, 0.51),
+    "PNG's word in TIFF": (Image.fromarray(DEEP), "a.tif", {"description": "sBIT\x05"}, SIXTEEN, 0),
     "a range in TIFF": (Image.fromarray(LOW), "a.tif", {"tiffinfo": {340: 1000.0, 341: 3000.0}}, RANGED, 0.51),
     "first frame": (Image.new("RGB", (9, 7), "red"), "a.gif", FRAMES, [255, 0, 0], 0),
     "turned": (FLAT, "Ångström ß 皮膚 .JPG", {"exif": TURNED, "quality": 100, "subsampling": 0}, UPRIGHT, 3),
@@ -200,12 +201,12 @@ def test_deep_greys_are_scaled_by_the_bits_that_their_set_uses(data):
 @pytest.mark.parametrize(("keep", "zeros", "named"), [(None, 9999, True), (-9, 0, True), (-4, 0, False)])
 def test_a_damaged_copy_is_named_set_aside_and_made_again(data, keep, zeros, named):
     name = f"folder:{class_folders(data / 'x', groups=True)}"
-    before = load_dataset(name, "paper", 1, 24)
+    before = load_dataset(name, "grouped", 1, 24)
     (path,) = (data / "cache").glob("*.uint8")
     whole = path.read_bytes()
     path.write_bytes((bytes(zeros) + whole[zeros:])[:keep])
     with warnings.catch_warnings(record=True) as said:
-        assert np.array_equal(load_dataset(name, "paper", 1, 24).train.images, before.train.images)
+        assert np.array_equal(load_dataset(name, "grouped", 1, 24).train.images, before.train.images)
     assert path.read_bytes() == whole and len([*path.parent.glob(f".damaged-{path.name}-*")]) == named
     # A copy that lacks four bytes is one of an earlier version.
     assert ["is not whole (its checksum" in str(one.message) for one in said] == [True] * named

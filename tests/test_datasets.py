@@ -162,8 +162,9 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         assert {"ill_2.png", "deep/ill_3.png"} <= {*ids} and "(new.png) without a row" in said
         assert len({*all_of(found, "groups")}) == 10
     sets.move(root, "images/*.png", "images/flat/{n}.png")
-    found, _ = loaded(f"folder:{root / 'images'}")
+    found, said = loaded(f"folder:{root / 'images'}")
     assert found.class_names == ("healthy", "ill")  # The table goes before folders.
+    assert re.search("[1-9] patients .* are in training and test; take the split grouped", said)
     parts = [f"{n},{line},{('Train', 'val', 'test')[n // 2 % 3]},x" for n, line in enumerate(lines[1:])]
     sets.put(root / "labels.csv", [f"lesion_id,{lines[0]},split,class", *parts])
     found, said = loaded(f"folder:{root}")
@@ -174,7 +175,14 @@ def test_a_table_of_labels_gives_classes_patients_and_parts(data):
         cells = [[line.split(",")[at] for at in columns] for line in lines]
         sets.put(root / name, [",".join(row).replace("image,patient", "file,patient") for row in cells])
     again, _ = loaded(f"folder:{root / 'images'}", "grouped")
-    assert [info["unit"] for info in (found.info, again.info)] == ["patient"] * 2 and shared(again) == 0
+    lesions = [f"{line.split(',')[0]},{line.split(',')[1]},L{n}" for n, line in enumerate(lines)]
+    sets.put(
+        root / "labels.csv", ["image,label,lesion_id", *lesions[1:]]
+    )  # The patients of groups.csv count.
+    last, _ = loaded(f"folder:{root / 'images'}", "grouped")
+    assert [one.info["unit"] for one in (found, again, last)] == ["patient"] * 3 and shared(again) == shared(
+        last
+    ) == 0
 
 
 def test_patients_are_read_from_dicom_unless_all_are_one(data):
@@ -197,7 +205,8 @@ def test_what_cannot_be_split_by_patient_or_judged_is_refused_before_training(da
     groups.write_text(re.sub("ill/(.*),.*", r"ill/\1,P", groups.read_text()))
     fold = load.folds_of(load.entry_of(name), load.index_of(load.entry_of(name)), "grouped")[-1]
     refused("training part has no images of ill", load_dataset, name, "grouped", fold, 16)
-    told = loaded(name, "grouped", fold % 5 + 1)[1]
+    found, told = loaded(name, "grouped", fold % 5 + 1)
+    refused("in the validation part are no images of .*ill", datasets.validation_part, found)
     assert "all images of ill are of one patient" in told and "its test part has no images of ill" in told
 
 
@@ -219,6 +228,9 @@ def test_the_digest_is_of_contents(data, tmp_path, monkeypatch):
     found.append(dataset_digest(name, "paper", 1, 16))
     for old, new in (("4", "x"), ("5", "4"), ("x", "5")):  # Files of one size and time change places.
         (root / "ill" / f"{old}.png").rename(root / "ill" / f"{new}.png")
+    found.append(dataset_digest(name, "paper", 1, 16))
+    Image.new("L", (48, 48), 99).save(root / "ill" / "4.png", "bmp")  # into the file that is there
+    os.utime(root / "ill" / "4.png", ns=(1, 1))
     found.append(dataset_digest(name, "paper", 1, 16))
     groups = (root / "groups.csv").read_text()
     (root / "groups.csv").write_text(groups.replace("ill/3.png,P11", "ill/3.png,P10"))

@@ -55,11 +55,24 @@ def test_intervals_for_images_and_seeds_cover_the_truth():
 
 def test_committed_intervals_can_be_computed_again():
     """A seed's draws must never change; these are of commit 080a783."""
-    groups = np.random.default_rng(1).integers(0, 60, len(LABELS))
+    groups = 60 * LABELS + np.random.default_rng(1).integers(0, 60, len(LABELS))
     draws = bootstrap(LABELS, [simulated(n) for n in range(3)], 3, 2, groups, draws=50, seed=7)
     assert interval(draws["acc"]) == pytest.approx((74.06802638850512, 85.87728750938096), rel=1e-9)
     assert interval(draws["mcr"]) == pytest.approx((67.13666244364626, 82.75938518126017), rel=1e-9)
     assert interval(draws["rs"]) == pytest.approx((63.598531211750306, 83.78378378378379), rel=1e-9)
+
+
+def test_a_group_of_several_classes_is_drawn_whole():
+    draws = bootstrap(np.array([0, 1, 0, 1, 1]), np.array([1, 1, 0, 0, 0]), 2, 0, np.array([5, 5, 9, 9, 3]))
+    assert {*draws["rs"]} == {0, 50, 100} and np.array_equal(draws["acc"], 0.8 * draws["rs"])
+
+
+def test_draws_that_are_all_alike_give_no_interval():
+    one = bootstrap(
+        np.array([0, 1, 1]), np.array([[1, 1, 0], [0, 1, 0]]), 2, 0
+    )  # the smallest class has one image
+    assert np.isnan(interval(one["rs"])).all() and one["acc"].std() > 0
+    assert np.isnan(interval(np.full(9, 39.0))).all() and interval(np.zeros(9)) == (0, 0)
 
 
 def test_whole_groups_are_drawn_within_their_class_by_any_names_and_alike_for_pairs():

@@ -109,10 +109,15 @@ def test_a_scan_of_12_bits_is_shown_as_those_of_the_run_were(data, tmp_path):
 
 def test_no_image_depends_on_those_beside_it(place, tmp_path):
     folder, grey = place[1]["knn"][1], np.arange(900, dtype=np.uint16).reshape(30, 30)
-    put(tmp_path / "b.png", 10 * grey)
+    put(tmp_path / "b.png", grey // 8)
     alone = predict(folder, tmp_path).features[0]
-    put(tmp_path / "a.png", 70 * grey)
-    assert np.array_equal(predict(folder, tmp_path).features[1], alone)
+    put(tmp_path / "a.png", grey // 4)
+    put(tmp_path / "c.png", 4 * grey)  # 12 bits, which a run on images of 8 bits has no white for
+    found = predict(folder, tmp_path)
+    assert np.array_equal(found.features[1], alone) and len(found.table) == 2
+    assert (
+        "c.png cannot be read (ValueError: its greys go up to 3596, those of the set to 255" in found.bad[0]
+    )
 
 
 @pytest.mark.parametrize(("option", "value", "said"), REFUSED["predict"])

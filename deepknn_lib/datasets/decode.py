@@ -113,7 +113,8 @@ def _told_range(greys: np.ndarray, data: bytes, tags: dict) -> tuple[float, floa
     if 341 in tags:  # TIFF's largest value; 340 is its smallest.
         black, white = (float(np.ravel(tags.get(tag, 0))[0]) for tag in (340, 341))
         return (black, white) if black < white else None
-    chunk = data.find(b"sBIT", 0, data.find(b"IDAT"))  # of a PNG: how many bits mean something
+    png = data.startswith(b"\x89PNG")
+    chunk = data.find(b"sBIT", 0, data.find(b"IDAT")) if png else -1  # how many bits mean something
     bits = data[chunk + 4] if chunk > 0 else tags.get(258, (16,))[0]
     if not 0 < bits < 16:
         return None
@@ -185,12 +186,14 @@ def each(index, size: int, work: Callable, told: str, top: int | None = None) ->
 def decode(index, entry, size: int, interpolation: str) -> np.ndarray:
     """All images of an `Index` squashed to squares: uint8 (N, C, size, size), read-only and mapped from a copy on disk.
 
-    The copy is known by the files' paths, sizes, times and inodes, and ends with its checksum; one that is damaged is
-    set aside, with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an
-    OSError of a full disk; nothing half made remains.
+    The copy is known by the files' paths, sizes and times, and ends with its checksum; one that is damaged is set
+    aside, with a warning, and made again. A ValueError tells of files that cannot be read (all are tried), an OSError
+    of a full disk; nothing half made remains.
     """
     stats = ((path, path.stat()) for path in index.files if path.exists())
-    key = index.key or digest(*(f"{path} {at.st_size} {at.st_mtime_ns} {at.st_ino}" for path, at in stats))
+    key = index.key or digest(
+        *(f"{path} {at.st_size} {at.st_mtime_ns} {at.st_ctime_ns}" for path, at in stats)
+    )
     path = data_dir() / "cache" / f"{entry.file_name}-{size}-{interpolation}-{key}.uint8"
     shape = (len(index.labels), index.channels, size, size)
 

@@ -90,8 +90,10 @@ def validation_part(data: Dataset) -> Dataset:
     grouped = apart or data.info["split"] != "paper"
     folds = group_folds(train.labels, train.groups) if grouped else image_folds(train.labels)
     part = replace(data, train=train.take(folds != 1), test=train.take(folds == 1))
-    if data.info["smallest"] not in part.test.labels:
-        told = f"the validation part has no images of {data.class_names[data.info['smallest']]}"
+    lacks = np.bincount(part.train.labels, minlength=len(data.class_names)) == 0
+    lacks[data.info["smallest"]] |= data.info["smallest"] not in part.test.labels
+    if lacks.any():
+        told = f"beside or in the validation part are no images of {', '.join(np.array(data.class_names)[lacks])}"
         raise ValueError(f"{data.name}: {told}; judge on the test part")
     return part
 
@@ -116,7 +118,13 @@ def _read(name: str, split: str, fold: int, size: int, interpolation: str) -> tu
     for error in (one for one in found if one.severity == "error"):
         raise ValueError(f"{name}: {error.check}: {error.detail}")
     images = ImageSet(decode(index, entry, size, interpolation), index.labels, index.ids, index.groups)
-    return entry, index, folds, images, [one.detail for one in found if one.severity == "warning"]
+    doubts, tested = [one.detail for one in found if one.severity == "warning"], folds == fold
+    both = {*index.groups[tested]} & {*index.groups[~tested & (folds >= 0)]}
+    if both and entry.kind == "folder":  # The published splits of other sets are what they are.
+        doubts.append(
+            f"{readers.some(sorted(both), index.unit + 's')} are in training and test; take the split grouped"
+        )
+    return entry, index, folds, images, doubts
 
 
 def check_split(name: str, split: str, fold: int) -> SimpleNamespace:
@@ -279,6 +287,7 @@ def flaws(index: readers.Index, folds: dict[str, np.ndarray], tested=FOLDS) -> I
                 if lacks.any():
                     bad = fold == tested[0] and (part == "training" or lacks[sizes.argmin()])
                     told = f"split {split}, fold {fold}: its {part} part has no images of {', '.join(names[lacks])}"
+                    told += "; take another fold"
                     yield Finding("error" if bad else "warning", "parts", detail=told)
 
 

@@ -168,8 +168,8 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
     """Anyone's images with a `labels.csv`, or in class folders; ValueError if they and their tables do not fit.
 
     Class folders lie in the set's folder, in its `images/` if no other folder has images, or in `train/` and `test/`.
-    Groups are those of `labels.csv`, else of `groups.csv`, in the set's folder or beside a folder of images; else the
-    patients in DICOM's headers.
+    Groups are the patients of `labels.csv`, else those of `groups.csv`, in the set's folder or beside a folder of
+    images, else the lesions of `labels.csv`, else the patients in DICOM's headers.
     """
     root, unit = entry.root, ""
     others = [path for path in root.glob("[!._]*/") if path.name != "images"]
@@ -184,15 +184,16 @@ def own_images(entry: SimpleNamespace, _: str) -> Index:
         _refuse(source, [*rows["image"]] * (rows["class"].nunique() < 2), "all of one class; two are needed")
         why = f"without a row in {source.name}"
     else:
-        rows, why = by_folders(base, files), "outside of the class folders"
+        rows, why = by_folders(base, files, notes), "outside of the class folders"
     if left_out := files.keys() - {*rows["image"]}:
         notes.append(f"{some(sorted(left_out), 'images')} {why} are left out")
         files = {image: path for image, path in files.items() if image not in left_out}
     index = index_of_rows(rows, files, tuple(sorted({*rows["class"]} - {""})), source, unit)
-    if unit:
-        return replace(index, notes=tuple(notes))
     beside = source.parent if source.is_file() or root.name == "images" else root
-    if named := [path for folder in (root, beside) if (path := folder / "groups.csv").is_file()]:
+    named = [path for folder in (root, beside) if (path := folder / "groups.csv").is_file()]
+    if unit == "patient" or (unit and not named):
+        return replace(index, notes=tuple(notes))
+    if named:
         groups, unit = groups_in(named[0], base, files, left_out)
     else:
         groups, unit = patients_in_headers(files, notes)
@@ -256,7 +257,7 @@ def full_ids(named: pd.Series, base: Path, source: Path, files: dict[str, Path])
     return fitting.str[0]
 
 
-def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
+def by_folders(base: Path, files: dict[str, Path], notes: list[str]) -> pd.DataFrame:
     """Image, class and perhaps part by folders; a ValueError says what to do with other ones."""
     paths = {image: image.split("/")[:-1] for image in files}
     tops = {path[0] for path in paths.values() if path}
@@ -267,6 +268,11 @@ def by_folders(base: Path, files: dict[str, Path]) -> pd.DataFrame:
         there = ", ".join(sorted(tops)) or "none"
         raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
     rows = pd.DataFrame({"image": [*used], "class": [path[depth] for path in used.values()]})
+    inner = (
+        pd.Series([path[depth + 1 : depth + 2] for path in used.values()]).explode().groupby(rows["class"])
+    )
+    if len(both := set.intersection(*map(set, inner.unique())) - {np.nan}) > 1:
+        notes.append(f"each class has {some(sorted(both), 'folders')}; are these the classes, or masks?")
     if depth:
         rows["part"] = [PARTS[path[0].lower()] for path in used.values()]
     return rows
@@ -401,5 +407,5 @@ def medmnist(entry: SimpleNamespace, _: str) -> Index:
                 raise ValueError(f"{path}: {part} has {told}; one label an image, {side} × {side}, is needed")
             yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
-    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns}")
+    key = digest(f"{path.stat().st_size} {path.stat().st_mtime_ns} {path.stat().st_ctime_ns}")
     return index_of_parts(labels, info["label"].values(), blocks=blocks, key=key, channels=info["n_channels"])

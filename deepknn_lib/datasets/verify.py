@@ -110,7 +110,8 @@ def verify(index: Index, expected: dict[str, int], folds: dict[str, np.ndarray])
             leaks = (pd.Series(fold).groupby(key).transform("nunique").to_numpy() > 1)[fold == 1]
             if leaks.any():
                 share = f"{leaks.sum()} of {len(leaks)} test images ({leaks.mean():.1%}) have {what}"
-                severity = "error" if (what, split) == ("groups", "grouped") else "note"
+                severity = "note" if index.parts is None or what == "duplicates" else "warning"
+                severity = "error" if (what, split) == ("groups", "grouped") else severity
                 found.append(Finding(severity, f"{what} across the split", split, "", f"{share} in training"))
     found.sort(key=lambda row: CHECKS.index(row.check))
     return pd.DataFrame(found, columns=Finding._fields, dtype=object)

@@ -63,13 +63,15 @@ def predictions_table(results: Iterable[Result]) -> pd.DataFrame:
     parts, where = {}, ["dataset", "split", "fold", "seed"]
     for result in results:
         run, arrays = result.run, result.arrays
-        images = {"image": arrays["test_ids"], "group": arrays["test_groups"], "label": arrays["test_labels"]}
+        names = np.array(result.record["class_names"])
+        images = {"image": arrays["test_ids"], "group": arrays["test_groups"]}
+        images["label"] = names[arrays["test_labels"]]
         part = parts.setdefault(tuple(getattr(run, name) for name in where), pd.DataFrame(images))
         for k_predict in result.votes:
             column = f"{run.method}:{k_predict}"
             if column in part:
                 raise ValueError(f"two settings of {run.method} on the same images; leave one out")
-            part[column] = result.predict(k_predict)
+            part[column] = names[result.predict(k_predict)]
     return pd.concat(parts, names=where).droplevel(-1).reset_index()
 
 
@@ -124,7 +126,7 @@ def _intervals(seeds: list[Result], k_predict: int) -> dict[str, float]:
     right = np.mean([result.predict(k_predict) == labels for result in seeds], axis=0)
     draws = _draws(seeds[0], right)
     ends = {score: metrics.interval(draws[score]) for score in SCORES}
-    if np.ptp(ends["rs"]) == 0:
+    if not ends["rs"][0] < ends["rs"][1]:
         smallest = labels == seeds[0].record["smallest"]
         n = len(np.unique(seeds[0].arrays["test_groups"][smallest]))
         exact = binomtest(round(n * right[smallest].mean()), n).proportion_ci()
@@ -177,7 +179,8 @@ def texts(template: str, table: pd.DataFrame, *names: str) -> list[str]:
 def points(differences: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Rows of `paired` to read, one row for each `keys`: `+2.1 [+0.3, +4.0] *`; * means the interval excludes 0."""
     table = differences.assign(star=np.where(differences.eval("low > 0 or high < 0"), " *", ""))
-    table["text"] = texts("{:+.1f} [{:+.1f}, {:+.1f}]{}", table, "difference", "low", "high", "star")
+    text = texts("{:+.1f} [{:+.1f}, {:+.1f}]{}", table, "difference", "low", "high", "star")
+    table["text"] = np.char.replace(text, " [+nan, +nan]", "")
     wide = table.pivot_table("text", keys, "score", aggfunc="first", sort=False)
     return wide[[*SCORES.values()]].rename_axis(columns=None).reset_index()
 
@@ -199,7 +202,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     out["method"] = [method_title(m, k) + " (collapsed)" * bool(collapsed) for m, k, collapsed in rows]
     for score, name in SCORES.items():
         ends = texts(" [{:.1f}, {:.1f}]", table, f"{score}_low", f"{score}_high")
-        out[name] = np.char.add(with_sd(table, score), ends)
+        out[name] = np.char.add(with_sd(table, score), np.char.replace(ends, " [nan, nan]", ""))
     if "vasc" in table:
         out["VASC recall"] = with_sd(table, "vasc")
     return out.assign(seeds=table["seeds"])

@@ -116,7 +116,7 @@ def _marks(paths: list[Path], parameters: dict[str, str], index, root: Path) -> 
     named = [Path(path).expanduser() for path in named if path]
     tables = {*root.glob("*.csv"), *named, *(path for folder in named for path in folder.glob("*"))}
     there = [(path, path.stat()) for path in [*index.files, *sorted(tables)] if path.is_file()]
-    images = [(str(path), of.st_size, of.st_mtime_ns) for path, of in there]
+    images = [(str(path), of.st_size, of.st_mtime_ns, of.st_ctime_ns) for path, of in there]
     arrays = [np.ravel(of).tolist() for of in (index.labels, index.groups, index.parts)]
     images += [index.class_names, index.unit, index.key, *arrays]
     given = sorted(item for item in os.environ.items() if item[0].startswith("DEEPKNN_"))
