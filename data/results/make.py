@@ -28,7 +28,7 @@ from deepknn_lib.datasets import Dataset, load_dataset
 from deepknn_lib.neighbors import majority_vote, nearest_neighbors
 from deepknn_lib.storage import write_csv
 from deepknn_lib.study import claims, experiments, results
-from deepknn_lib.study.runs import METHODS, TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
+from deepknn_lib.study.runs import TABLE2, TABLE3, TABLE4, Run, grid, make_run, sweeps
 
 GIVEN = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TABLES, PAIRS, LADDER, COUNTED, AT_64 = GIVEN.values()
@@ -47,13 +47,13 @@ def studies() -> dict[str, list[Run]]:
         of_k_and_m = sweeps(name, "demo", (0, 1, 2))["K and M"]
         found[f"{name}_sweeps"] = of_k_and_m + sweeps(name, "demo", seeds)["search"]
     found["skin7_backbones"] = grid("skin7", "demo", TABLE4, ("grouped",), (0,), backbone="small-vgg")
-    orders = [(seed, split, method) for seed in (0, 1, 2) for split in SPLITS["skin7"] for method in COMPARED]
-    found["skin7_finetune"] = [at_64(method, split=split, seed=seed) for seed, split, method in orders]
-    found["skin7_finetune_search"] = [at_64("deep-knn-global", split="grouped", seed=seed) for seed in (0, 1)]
+    searches = [(seed, method) for seed in (0, 1) for method in ("deep-knn", "deep-knn-global")]
+    found["skin7_search"] = [at_64(method, split="grouped", seed=seed) for seed, method in searches]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     # The same runs as some of skin7_128, whose predictions stayed on the GPU's machine.
-    by_lesion = [(PAIR, (0, 1, 2)), (("triplet", "deep-knn-ft", "semi-hard", "supcon"), (0, 1))]
-    plan = [(methods, ("grouped",), seeds) for methods, seeds in by_lesion] + [(PAIR, ("paper",), (0, 1))]
+    plan = [((*PAIR, "triplet", "deep-knn-ft"), ("grouped",), (0, 1, 2))]
+    plan += [(("semi-hard", "supcon"), ("grouped",), (0, 1))]
+    plan += [((*PAIR, "triplet", "deep-knn-ft"), ("paper",), (0, 1))]
     found["skin7_128_cpu"] = [run for part in plan for run in grid("skin7", "finetune", *part, **TUNED)]
     larger = {"image_size": 160, "epochs": 20, "lr_decay_every": 4}
     found["skin7_160"] = grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED, **larger)
@@ -62,18 +62,15 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_table3"] = grid("skin7", "demo", TABLE3, SPLITS["skin7"], (0, 1, 2, 3, 4), **FROZEN)
     for name in ("chestxray3", "sd198"):
         found[f"{name}_pretrained"] = grid(name, "demo", ("knn",), SPLITS[name], (0,), **FROZEN)
-    found["skin7_ladder"] = [at_64("deep-knn", **{"split": "paper", "seed": 0} | step) for step in LADDER]
+    found["skin7_ladder"] = [at_64("deep-knn", **{"split": "paper"} | step) for step in LADDER]
     found["skin7_leak"] = grid("skin7", "demo", ("knn",), ("paper",), (0,), **FROZEN)
     found["skin7_logistic"] = [run for run in at_128() if run.method == "knn"]
     return found | {"skin7_paper": on_a_gpu(), "datasets": []}
 
 
 def at_64(method: str, **given) -> Run:
-    """A run on Skin-7 at 64 pixels, as it was before the profile `finetune` had 128; so is what it starts from."""
-    settings = TUNED | AT_64["all"] | AT_64.get(method, {}) | given
-    if start := METHODS[method].base:
-        settings["base"] = at_64(start, **given)
-    return make_run("skin7", method, "finetune", **settings)
+    """A run of deep kNN on Skin-7 at 64 pixels, as it was before the profile `finetune` had 128."""
+    return make_run("skin7", method, "finetune", **TUNED | AT_64 | given)
 
 
 def at_128() -> list[Run]:
@@ -114,10 +111,10 @@ def files() -> dict[str, tuple[Callable[[Results], pd.DataFrame], list[str]]]:
     makers |= {"evidence": evidence, "predictions": results.predictions_table}
     kinds = {name: name.partition("_")[2] for name in studies() if name not in found}
     for name, kind in kinds.items():
-        found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "finetune")), [name]
+        found[f"{name}_runs"] = partial(rows, every_vote=kind in ("sweeps", "128_cpu")), [name]
         tables = TABLES.get(name, TABLES.get(kind, ()))
         found |= {f"{name}_{table}": (makers[table], [name]) for table in tables}
-    alone = ("ladder", "paper", "160", "128", "128_cpu", "64")  # they have their own evidence, or none
+    alone = ("ladder", "paper", "160", "128", "64")  # they have their own evidence, or none
     compared = [name for name, kind in kinds.items() if kind not in alone]
     for dataset in dict.fromkeys(name.split("_")[0] for name in compared):
         found[f"{dataset}_evidence"] = evidence, [name for name in compared if name.startswith(dataset)]
