@@ -134,7 +134,7 @@ def test_notebook_11_draws_both_intervals_and_the_papers_difference_in_the_line_
     exec("\n".join(code[: end + 1]), names := {})
     acc, mcr, _ = names["draw_forest"]().axes
     labels = [text.get_text() for text in acc.get_yticklabels()]
-    at = acc.get_yticks()[labels.index("MLP + deep kNN − LMNN  (Skin-7, ResNet-50)")]
+    at = acc.get_yticks()[labels.index("MLP + deep kNN − LMNN  (Skin-7, ResNet-50, 256 px)")]
     drawn = [[*line.get_xdata()] for line in acc.lines if abs(line.get_ydata()[0] - at) < 0.4]
     rows = pd.read_csv(repository() / "data" / "results" / "skin7_evidence.csv")
     rows = rows[(rows["comparison"] == "MLP + deep kNN − LMNN") & (rows["measure"] == "Acc")]

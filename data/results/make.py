@@ -51,9 +51,8 @@ def studies() -> dict[str, list[Run]]:
     found["skin7_search"] = [at_64(method, split="grouped", seed=seed) for seed, method in searches]
     found |= {"skin7_128": at_128(), "skin7_64": tuned_at_64()}
     # The same runs as some of skin7_128, whose predictions stayed on the GPU's machine.
-    plan = [((*PAIR, "triplet", "deep-knn-ft"), ("grouped",), (0, 1, 2))]
-    plan += [(("semi-hard", "supcon"), ("grouped",), (0, 1))]
-    plan += [((*PAIR, "triplet", "deep-knn-ft"), ("paper",), (0, 1))]
+    plan = [((*PAIR, "triplet"), ("grouped",), (0, 1, 2)), ((*PAIR, "triplet"), ("paper",), (0, 1))]
+    plan += [(("deep-knn-ft",), SPLITS["skin7"], (0, 1)), (("semi-hard", "supcon"), ("grouped",), (0, 1))]
     found["skin7_128_cpu"] = [run for part in plan for run in grid("skin7", "finetune", *part, **TUNED)]
     larger = {"image_size": 160, "epochs": 20, "lr_decay_every": 4}
     found["skin7_160"] = grid("skin7", "finetune", PAIR, ("paper",), (0,), **TUNED, **larger)
