@@ -18,7 +18,7 @@ from deepknn_lib.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 # 3,200 lines are wanted; today's features, written plainly, take so many. A new one makes room; a mended fault may add.
-LINES = {"library": 4996, "method": 600, "tests": 4352, "README": 150}
+LINES = {"library": 4971, "method": 600, "tests": 4163, "README": 150}
 ROOMS = {"storage": 0, "method": 1, "datasets": 1, "study": 2, "cli": 3}  # a room imports lower ones only
 READ_TO_TRUST = ("losses", "neighbors", "sampling", "training", "metrics")
 HEAVY = "torchvision timm sklearn scipy pandas matplotlib umap papermill IPython PIL pooch joblib pydicom"
