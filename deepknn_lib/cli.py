@@ -162,9 +162,9 @@ def _grid(asked: argparse.Namespace) -> int:
         write_csv(results.predictions_table(judged), asked.predictions)
     for name in names:
         if of_set := results.select(judged, dataset=name):
-            print(
-                f"{name}\n" * (len(names) > 1) + results.markdown(results.readable(results.summary(of_set)))
-            )
+            if len(names) > 1:
+                print(name)
+            print(results.markdown(results.readable(results.summary(of_set))))
     for run, error in failed.items():
         print(f"failed: {run.label}: {error}", file=sys.stderr)
     return int(bool(failed))

@@ -1,7 +1,7 @@
 """The tables of this folder, from the runs they are made of.
 
 `python data/results/make.py` writes every table whose runs are all done, and says of the others what is missing. With
-`--train` it trains what is missing first, about 16 hours on two cores; `skin7_128` and `skin7_paper` need a GPU. The
+`--train` it trains what is missing first, about a day on two cores; `skin7_128` and `skin7_paper` need a GPU. The
 images have to be there (`python -m deepknn_lib verify skin7`, `chestxray3`, `sd198`), and DEEPKNN_WEIGHTS has to name a
 folder with `resnet18.pqf.safetensors` and `resnet50.pqf.safetensors`. The tables of trials are made by `trials.py`.
 """

@@ -268,10 +268,10 @@ def by_folders(base: Path, files: dict[str, Path], notes: list[str]) -> pd.DataF
         there = ", ".join(sorted(tops)) or "none"
         raise ValueError(f"{base} needs folders of 2 or more classes with images; it has {there}; {told}")
     rows = pd.DataFrame({"image": [*used], "class": [path[depth] for path in used.values()]})
-    inner = (
-        pd.Series([path[depth + 1 : depth + 2] for path in used.values()]).explode().groupby(rows["class"])
-    )
-    if len(both := set.intersection(*map(set, inner.unique())) - {np.nan}) > 1:
+    inner = {path[depth]: set() for path in used.values()}
+    for path in used.values():
+        inner[path[depth]].update(path[depth + 1 : depth + 2])
+    if len(both := set.intersection(*inner.values())) > 1:
         notes.append(f"each class has {some(sorted(both), 'folders')}; are these the classes, or masks?")
     if depth:
         rows["part"] = [PARTS[path[0].lower()] for path in used.values()]

@@ -76,7 +76,7 @@ def predict(folder: Path, images: Path) -> Predictions:
 
 def _each(result: Result, files: list[Path], work: Callable) -> dict[Path, object]:
     """What `work` makes of each file's pixels, uint8 (1, 3, S, S) as the run's set has them; or why it is bad."""
-    # White is that of the run's own 16-bit greys, so that no image depends on those beside it.
+    # White is that of the run's own 16-bit greys, else 255, so that no image depends on those beside it.
     run, rows, white = result.run, np.arange(len(files)), result.record.get("white") or 255
     size, how = run.image_size, preprocessing(run.backbone, run.weights)["interpolation"]
     index = Index(rows, rows, rows, (), files)
